@@ -1,0 +1,128 @@
+"""Settings: the only reader of the environment and of `.env`.
+
+Every field's docstring says what it means, its unit and its range; `.env.example` and
+`docs/configuration.md` are generated from them (`scripts/generate.py`). Lower layers never see this
+class: they get small option objects made here.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+CommaList = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """All settings of the server. Names in the environment are the field names in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", use_attribute_docstrings=True, frozen=True
+    )
+
+    # Server
+    server_host: str = "0.0.0.0"
+    """Address to listen on. Beyond loopback, set API_KEYS."""
+    server_port: int = Field(8001, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much to log."""
+    log_format: Literal["json", "console"] = "console"
+    """`json` writes one object a line, `console` is for people."""
+    log_transcripts: bool = False
+    """Write transcripts to the log. Off: neither text nor audio ever reaches it."""
+
+    # Recognition
+    engine: str = "auto"
+    """Which recogniser runs: `auto`, or the name of one (`pocketsphinx`, …). `auto` takes the best that can run
+    here; a named one that cannot start ends the process with the reason."""
+    model_loading: Literal["eager", "lazy"] = "eager"
+    """`eager` loads at start, before the server is ready; `lazy` when the first client connects."""
+    qwen3_asr_model_path: str = "Qwen/Qwen3-ASR-1.7B"
+    """Hub name or local folder of the Qwen3-ASR weights. The embedded engine does not read it."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    """Share of the GPU's memory that the engine may use."""
+    max_new_tokens: int = Field(32, ge=1, le=4096)
+    """New tokens in one partial step. Finals may use more."""
+    model_dtype: Literal["auto", "half", "float"] = "auto"
+    """Number format of the weights; `auto` keeps that of the checkpoint."""
+    streaming_chunk_size_sec: float = Field(2.0, ge=0.4, le=30)
+    """Longest interval between two partials of a speaking session that the server promises, in seconds."""
+    pocketsphinx_decoders: int = Field(4, ge=1, le=64)
+    """Embedded engine: incremental decoders, about 100 MB each; one process each, started when needed."""
+
+    # Endpointing
+    vad_enabled: bool = True
+    """Sessions begin in VAD mode. Off: they begin in Manual mode; a client may still ask for VAD."""
+    vad_threshold: float = Field(0.5, gt=0.05, lt=0.95)
+    """Speech probability that the wire's default sensitivity (0.2) stands for. The wire's -1 stands for 0.05
+    and 1 for 0.95, linear between."""
+    vad_silence_duration_ms: int = Field(400, ge=200, le=6000)
+    """Silence that ends an utterance on the web page. DashScope sessions begin with the vendor's 800 ms."""
+
+    # Who may come in
+    api_keys: Annotated[list[SecretStr], NoDecode] = []
+    """Accepted keys, comma-separated. Empty: everyone may connect."""
+    allowed_origins: CommaList = []
+    """Pages that may connect besides those served by this host: `https://app.example.com`, comma-separated;
+    `*` allows all."""
+    max_sessions: int = Field(128, ge=1)
+    """Realtime sessions at once; more are told to come back later."""
+    max_sessions_per_key: int = Field(0, ge=0)
+    """Realtime sessions at once for one key; 0 means no separate limit."""
+    ticket_ttl_s: float = Field(60, gt=0)
+    """How long a browser's one-use ticket is good for, in seconds."""
+
+    # Limits
+    max_message_bytes: int = Field(24 * 1024 * 1024, ge=1024)
+    """Longest WebSocket message. A legal append is 15 MiB of audio, 20 MiB of base64."""
+    max_append_bytes: int = Field(15 * 1024 * 1024, ge=1024)
+    """Most audio bytes in one append, before base64."""
+    max_append_s: float = Field(1200, gt=0)
+    """Most audio in one append once decoded, in seconds."""
+    max_utterance_s: float = Field(60, ge=5)
+    """VAD mode: an utterance is cut at the quietest place when it gets this long, in seconds."""
+    manual_max_s: float = Field(3600, ge=1)
+    """Manual mode: most audio in one item, in seconds."""
+    buffer_high_s: float = Field(60, gt=0)
+    """Unheard audio above which the server stops reading from a session, in seconds."""
+    buffer_low_s: float = Field(30, ge=28)
+    """Unheard audio below which it reads again, in seconds."""
+    idle_timeout_s: float = Field(600, gt=0)
+    """A session whose client sends nothing for this long is closed, in seconds."""
+    finish_timeout_s: float = Field(30, gt=0)
+    """After session.finish: longest wait without any progress before open items fail, in seconds."""
+    finish_grace_s: float = Field(10, ge=0)
+    """After session.finished: how long the socket stays open for the client to close it, in seconds."""
+    decode_timeout_s: float = Field(3, gt=0)
+    """Longest decode, in seconds, besides half of its audio's length."""
+    queue_timeout_s: float = Field(60, gt=0)
+    """Longest wait of a final for its turn, in seconds."""
+    send_timeout_s: float = Field(10, gt=0)
+    """A client that takes no message for this long is closed, in seconds."""
+    outbox_messages: int = Field(256, ge=8)
+    """Messages waiting for a slow client before it is closed."""
+    ping_interval_s: float = Field(20, gt=0)
+    """Interval of the server's pings, in seconds. A missing pong closes nothing."""
+    shutdown_timeout_s: float = Field(20, gt=0)
+    """On SIGTERM: how long live sessions may take to get their finals, in seconds."""
+
+    # Wire
+    emotion: str = "neutral"
+    """What to answer where the protocol wants an emotion; the open weights give none. Empty leaves it out."""
+    max_errors: int = Field(100, ge=1)
+    """Client errors in a row after which a connection is closed."""
+
+    @field_validator("api_keys", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("server_host", "engine", mode="after")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value.strip()

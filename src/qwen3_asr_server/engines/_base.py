@@ -1,0 +1,72 @@
+"""What an engine is: three methods, and streams that own their state.
+
+An engine module exposes `ENGINE`, a class that takes the settings of `EngineOptions` and nothing else.
+The engine is shared by all sessions; whatever belongs to one piece lives in its stream, and session
+options travel with `open_stream`, never as attributes of the engine.
+
+A step gets ALL audio of the piece so far, not only what is new: a stream that keeps state feeds itself
+what it has not heard, a stateless one decodes the whole, and one that lost its state starts over.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Settings an engine may read. Each engine uses the ones that mean something to it."""
+
+    model_path: str = "Qwen/Qwen3-ASR-1.7B"
+    dtype: str = "auto"
+    gpu_memory_utilization: float = 0.5
+    max_new_tokens: int = 32
+    max_decoders: int = 4
+    """Decoders of the embedded engine: incremental streams that can be open at once."""
+
+
+class EngineStream(Protocol):
+    """The decoding of one piece. Steps come one at a time, with growing audio, the FINAL last."""
+
+    async def step(self, audio: Samples, kind: StepKind) -> Hypothesis | None:
+        """Decode the piece so far.
+
+        Args:
+            audio: float32 [n], mono, 16 kHz, in [-1, 1]; n is a multiple of `GRID_SAMPLES`. Usually an
+                extension of the last step's audio; a FINAL may also be shorter (a forced cut).
+            kind: PARTIAL may answer None when the engine has no room now; others always answer.
+
+        Raises:
+            EngineError: this step failed; the stream may be asked again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give everything back. Called once, also after a failure or in mid-step after cancellation."""
+        ...
+
+
+class Engine(Protocol):
+    """A recogniser shared by all sessions."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is and can do. Known before `start`."""
+        ...
+
+    async def start(self) -> None:
+        """Load and warm up.
+
+        Raises:
+            EngineError: with a reason a user can act upon.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Release everything; open streams fail. Safe to call twice, or without `start`."""
+        ...
+
+    def open_stream(self, options: StreamOptions) -> EngineStream:
+        """Begin a piece. Cheap: nothing is allocated before the first step."""
+        ...

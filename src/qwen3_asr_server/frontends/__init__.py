@@ -1,0 +1,1 @@
+"""HTTP and WebSocket doors: they parse, call the runtime and format."""

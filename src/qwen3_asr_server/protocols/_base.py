@@ -1,0 +1,113 @@
+"""What a wire protocol is: a sans-IO machine between messages and commands.
+
+The driver's contract, once for each connection:
+
+1.  Make the protocol with a `Handshake` and `Capabilities`, then send what `messages_to_send` holds.
+2.  For every message from the peer: `parsed = Protocol.parse(message)`, a pure function that may run on
+    a worker thread when the message is large; then `receive(parsed)`, then obey `commands_received` in
+    order and send `messages_to_send`.
+3.  For every event of the session: `send_event(event)`, then send `messages_to_send`.
+4.  After each step look at `close_expected`: when it is not None, send what is pending, wait
+    `grace_s` for the peer to close first, then close with its code.
+
+Nothing here raises on what a peer sends: bad input becomes an error message of the protocol and, where
+the protocol demands it, a close.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from qwen3_asr_server.domain import SessionConfig, TurnDetection
+from qwen3_asr_server.messages import Command, Event
+
+IdFactory = Callable[[str], str]
+"""Makes an id that was never used before from a prefix: `event_` → `event_4Tz…` (21 characters more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What the opening request said. Authentication has already happened."""
+
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    """Names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this server offers to a session of this protocol."""
+
+    model: str
+    """The loaded model's own name."""
+    languages: frozenset[str]
+    """Wire codes that may be asked for."""
+    default_language: str
+    models: frozenset[str] = frozenset()
+    """Names accepted besides the vendor's own."""
+    turn_detection: TurnDetection | None = TurnDetection()
+    """How a session begins; None begins in Manual mode."""
+    default_threshold: float = 0.5
+    """Speech probability that the wire's default sensitivity stands for."""
+    emotion: str | None = "neutral"
+    """Constant reported where the wire wants an emotion; None leaves the field out."""
+    max_append_bytes: int = 15 * 1024 * 1024
+    max_context_chars: int = 40_000
+    max_errors: int = 100
+    """Errors in a row, without one good event between them, after which the connection is closed."""
+    finish_grace_s: float = 10.0
+    """How long the socket stays open after the session's end, for the client to close it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The connection is to be closed."""
+
+    code: int
+    reason: str
+    grace_s: float = 0.0
+    """Wait this long for the peer to close first."""
+
+
+class ServerProtocol(Protocol):
+    """One connection of one wire protocol."""
+
+    name: ClassVar[str]
+    path: ClassVar[str]
+    """Where it is served; a trailing slash is accepted too."""
+
+    def __init__(self, handshake: Handshake, capabilities: Capabilities, new_id: IdFactory) -> None:
+        """Greet: whatever the protocol sends on connect is pending afterwards."""
+        ...
+
+    @property
+    def config(self) -> SessionConfig:
+        """The session's configuration now."""
+        ...
+
+    @staticmethod
+    def parse(message: str | bytes) -> Any:
+        """Decode a message without touching any state. Never raises; errors are part of the result."""
+        ...
+
+    def receive(self, parsed: Any) -> None:
+        """Take in what `parse` returned."""
+        ...
+
+    def commands_received(self) -> list[Command]:
+        """Return the commands since the last call, oldest first."""
+        ...
+
+    def send_event(self, event: Event) -> None:
+        """Queue what `event` looks like on the wire."""
+        ...
+
+    def messages_to_send(self) -> list[str | bytes]:
+        """Return the messages since the last call, oldest first."""
+        ...
+
+    @property
+    def close_expected(self) -> Close | None:
+        """How to end the connection, or None while it goes on."""
+        ...

@@ -1,0 +1,1 @@
+"""The asyncio layer: it owns every task, queue and deadline."""

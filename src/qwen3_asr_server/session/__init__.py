@@ -1,0 +1,1 @@
+"""What a realtime session does, for every protocol. Pure."""

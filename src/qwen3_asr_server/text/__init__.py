@@ -1,0 +1,1 @@
+"""Languages, stable prefixes, joining of pieces. Pure."""

@@ -1,0 +1,1 @@
+"""The voice activity detectors: every module here without a leading underscore is one, found by its name."""
