@@ -31,7 +31,6 @@ class SessionMachine:
     def outcome(self, outcome: Outcome, now: float) -> None:
         """Take in a worker's answer; one for a piece or epoch that is gone is counted in `stale_outcomes`."""
 
-    def reject(self, event: "Event") -> None: ...
     def tick(self, now: float) -> None:
         """Look at the clock: idle limit, finish deadline."""
 
