@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# `make test-sdk`: run tests/sdk with each SDK version in its own environment. The server under test runs
+# from the project's environment, so these need the SDK and the test tools only.
+#
+#     scripts/test_sdk.sh [VERSION…]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/steps.sh
+
+versions=("$@")
+if [ ${#versions[@]} -eq 0 ]; then
+    versions=(1.25.6 1.25.24 1.27.8 2.0.2)
+fi
+tools=(pytest pytest-asyncio numpy av jiwer websockets)
+
+constraints="$(mktemp)"
+trap 'rm -f "$constraints"' EXIT
+scripts/uv.sh export --quiet --frozen --no-hashes --no-emit-project --no-emit-package dashscope >"$constraints"
+
+test_with() {
+    local version="$1" env=".venvs/sdk-$1"
+    if [ ! -x "$env/bin/python" ]; then
+        scripts/uv.sh venv --quiet "$env"
+    fi
+    scripts/uv.sh pip install --quiet --python "$env" --constraint "$constraints" "dashscope==$version" "${tools[@]}"
+    QWEN3_ASR_TEST_PYTHON="$PWD/.venv/bin/python" SDK_VERSION="$version" "$env/bin/python" -m pytest tests/sdk
+}
+
+for version in "${versions[@]}"; do
+    step "dashscope $version" test_with "$version"
+done
+total "SDK versions"
