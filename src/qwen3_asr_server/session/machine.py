@@ -1,68 +1,310 @@
-"""placeholder: signatures only, the implementation is being written by the lead right now."""
+"""What a realtime session does, for every protocol: commands and outcomes in, events and jobs out.
 
-from dataclasses import dataclass
+Theory of operation
+-------------------
+Audio is appended to a timeline. VAD jobs score it frame by frame; the scored *frontier* is the only clock
+of the session, so that nothing depends on packet sizes, pacing or scheduling. Frames go through the
+segmenter, whose marks open, pause and end items and pieces.
 
-from qwen3_asr_server.domain import SessionConfig
-from qwen3_asr_server.messages import Command, Decode, Event, Job, Outcome
+Commands that belong to a place in the audio (commit, clear, finish, a new configuration) wait as
+*markers* until the frontier reaches the place where they came. A marker that ends audio also ends the
+*track*: the last frame is filled up with silence and the VAD starts afresh, so items cannot influence
+one another.
+
+What is decoded, and what the client is told of it, is the business of `recognition.py`.
+
+Transitions change state and append events; jobs are derived once, at the end of every input (`_settle`).
+It knows no sockets, threads, clocks, wire formats or models. `runtime/live.py` drives it.
+"""
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from qwen3_asr_server.domain import SessionConfig, StepKind, samples_of_ms
+from qwen3_asr_server.errors import AsrServerError, EmptyCommit, EngineTimeout, IdleTimeout, InvalidAudio
+from qwen3_asr_server.messages import (
+    AppendAudio,
+    AppendBytes,
+    Clear,
+    Cleared,
+    Closing,
+    Command,
+    Commit,
+    Configure,
+    Decode,
+    DecodeFailed,
+    Disconnect,
+    Event,
+    Finish,
+    Finished,
+    Heard,
+    Job,
+    Outcome,
+    Rejected,
+    Scored,
+    Skipped,
+    SpeechStarted,
+    SpeechStopped,
+)
 from qwen3_asr_server.session.options import SessionOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A partial that could be decoded now."""
-
-    item: int
-    piece: int
-    unheard_s: float
-    """Speech not heard by the engine yet, in seconds."""
-    last_step: float
-    """When the item's last step was pulled (or its speech began), on the session's clock."""
-    due: float
-    """Earliest `now` at which the machine allows the pull."""
+from qwen3_asr_server.session.recognition import Offer, Recognition
+from qwen3_asr_server.session.segmenter import ItemBegan, ItemEnded, Mark, Paused, PieceBegan, PieceEnded
+from qwen3_asr_server.session.track import Marker, Track
 
 
 class SessionMachine:
-    """Turn commands and outcomes into events and jobs. Synchronous, no IO."""
+    """One realtime session. Synchronous: every method returns at once, nothing is awaited.
 
-    def __init__(self, config: SessionConfig, options: SessionOptions, now: float) -> None: ...
+    Times (`now`) are seconds on any clock that never goes back.
+
+    Attributes:
+        done: nothing follows: after `Finished`, `Closing` or `Disconnect`.
+    """
+
+    def __init__(self, config: SessionConfig, options: SessionOptions, now: float) -> None:
+        self._options = options
+        self._config = config
+        self._asked = config
+        self._track = Track(config.turn_detection, options)
+        self._speech = Recognition(options, self._track.read)
+        self._heard_from_client = now
+        self._progress = now
+        self._finish_asked = False
+        self._finish_reached = False
+        self._stale_scores = 0
+        self.done = False
+
+    # What the driver calls
+
     def handle(self, command: Command, now: float) -> None:
-        """Take in a command (never `AppendBytes`). Ignored after `Finish`, as the protocol wants."""
+        """Take in a command; `AppendBytes` must have been decoded before. Ignored after `Finish`."""
+        self.touch(now)
+        if isinstance(command, Disconnect):
+            self._end()
+        if self.done or self._finish_asked:
+            return
+        self._command(command, now)
+        self._settle(now)
 
     def outcome(self, outcome: Outcome, now: float) -> None:
-        """Take in a worker's answer; one for a piece or epoch that is gone is counted in `stale_outcomes`."""
-
-    def tick(self, now: float) -> None:
-        """Look at the clock: idle limit, finish deadline."""
+        """Take in a worker's answer."""
+        if self.done:
+            self._stale_scores += 1
+            return
+        self._progress = now
+        match outcome:
+            case Scored():
+                marks = self._track.scored(outcome)
+                self._stale_scores += marks is None
+                self._apply(marks or (), now)
+            case Heard():
+                self._speech.heard(outcome)
+            case Skipped(piece=piece):
+                self._speech.answered(piece, StepKind.PARTIAL)
+            case DecodeFailed():
+                self._speech.failed(outcome)
+            case _:
+                assert_never(outcome)
+        self._settle(now)
 
     def touch(self, now: float) -> None:
-        """Note that the client was heard from, whatever it sent."""
+        """Note that the client was heard from, or that it was we who did not read."""
+        self._heard_from_client = now
 
-    def events_to_send(self) -> list[Event]:
-        """Return the events since the last call."""
-        return []
-
-    def jobs_to_run(self) -> list[Job]:
-        """Return the jobs since the last call: ScoreFrames, Release, and Decode of kind CANDIDATE or FINAL."""
-        return []
-
-    def offer(self) -> Offer | None:
-        """Return the partial that is worth pulling, if any."""
-        return None
-
-    def pull(self, now: float) -> Decode | None:
-        """Take the offered partial as a job; answered like any other by `outcome`."""
-        return None
+    def tick(self, now: float) -> None:
+        """Look at the clock: the idle limit, or the finish deadline."""
+        timeout = self.next_timeout()
+        if timeout is None or now < timeout:
+            return
+        if not self._finish_asked:
+            error = IdleTimeout("The session was closed because nothing was received for too long.")
+            self._end(error)
+            return
+        self._speech.fail_all(EngineTimeout("Recognition did not finish in time."), self._track.received)
+        self._finish()
 
     def next_timeout(self) -> float | None:
-        """Return when `tick` has something to do, on the clock of `now`."""
-        return None
+        """Return when `tick` will have something to do; None when nothing is awaited."""
+        if self.done:
+            return None
+        if self._finish_asked:
+            return self._progress + self._options.finish_timeout_s
+        return self._heard_from_client + self._options.idle_timeout_s
+
+    def events_to_send(self) -> list[Event]:
+        """Return the events since the last call, in order."""
+        events, self._speech.events = self._speech.events, []
+        return events
+
+    def jobs_to_run(self) -> list[Job]:
+        """Return the jobs since the last call; partials are not among them, they are pulled."""
+        jobs, self._speech.jobs = self._speech.jobs, []
+        return jobs
+
+    def offer(self) -> Offer | None:
+        """Return the partial that is worth its cost, if there is one."""
+        return None if self.done else self._speech.offer(self._track.segmenter.partial_upto)
+
+    def pull(self, now: float) -> Decode | None:
+        """Take the offered partial; its answer goes to `outcome`."""
+        return None if self.done else self._speech.pull(self._track.segmenter.partial_upto, now)
 
     @property
     def buffered_samples(self) -> int:
-        """Audio received and not yet heard: what back-pressure is judged by."""
-        return 0
+        """Audio received and not heard yet: what back-pressure is judged by."""
+        return self._track.unscored + self._speech.unheard_samples(self._track.segmenter.frontier)
 
     @property
-    def done(self) -> bool:
-        """True after `Finished`, `Closing` or `Disconnect`: nothing follows."""
-        return False
+    def received_samples(self) -> int:
+        """All audio received so far: the session clock."""
+        return self._track.received
+
+    @property
+    def scored_samples(self) -> int:
+        """How much of it the VAD has judged."""
+        return min(self._track.segmenter.frontier, self._track.received)
+
+    @property
+    def stale_outcomes(self) -> int:
+        """Answers that came for a piece or track that was gone."""
+        return self._stale_scores + self._speech.stale_outcomes
+
+    @property
+    def rewrites(self) -> int:
+        """Stable prefixes that were changed after they had been told."""
+        return self._speech.rewrites
+
+    @property
+    def contradictions(self) -> int:
+        """Finals that do not begin with the stable prefix told last."""
+        return self._speech.contradictions
+
+    # Commands
+
+    def _command(self, command: Command, now: float) -> None:
+        match command:
+            case AppendAudio(samples=samples):
+                room = samples_of_ms(self._options.manual_max_s * 1000) - self._uncommitted()
+                if self._asked.turn_detection is None and len(samples) > room:
+                    self._reject(InvalidAudio("The item is too long: commit it before appending more audio."), None)
+                else:
+                    self._track.append(samples)
+            case Commit(event_id=event_id):
+                if self._asked.turn_detection is not None:
+                    self._reject(EmptyCommit("With server VAD there is nothing left to commit."), event_id)
+                elif not self._uncommitted():
+                    self._reject(EmptyCommit("There is no audio to commit."), event_id)
+                else:
+                    self._track.wait(command, hard=True)
+            case Clear():
+                self._track.wait(command, hard=True)
+            case Finish():
+                self._finish_asked = True
+                self._progress = now
+                self._track.wait(command, hard=True)
+            case Configure(config=config):
+                other_mode = (config.turn_detection is None) != (self._asked.turn_detection is None)
+                self._asked = config
+                self._track.wait(command, hard=other_mode)
+            case AppendBytes() | Disconnect():
+                raise AssertionError("the driver decodes bytes; a disconnect was handled before")
+            case _:
+                assert_never(command)
+
+    def _reject(self, error: AsrServerError, event_id: str | None) -> None:
+        self._speech.events.append(Rejected(error, event_id))
+
+    def _uncommitted(self) -> int:
+        return self._track.received - self._track.last_hard
+
+    def _reach(self, marker: Marker, now: float) -> None:
+        """Obey a command now that all audio before it has been judged."""
+        match marker.command:
+            case Commit():
+                self._end_manual_item(marker.position, now, even_if_silent=True)
+            case Clear():
+                self._speech.drop(marker.position)
+                self._speech.events.append(Cleared())
+            case Finish():
+                self._end_open_item(marker.position, now)
+                self._finish_reached = True
+            case Configure():
+                if marker.hard:
+                    self._end_open_item(marker.position, now)
+                self._config = marker.command.config
+            case _:
+                assert_never(marker.command)
+        if marker.hard:
+            self._track.restart(self._config.turn_detection, marker.position)
+        self._retune()
+
+    def _end_open_item(self, position: int, now: float) -> None:
+        if self._config.turn_detection is None:
+            self._end_manual_item(position, now, even_if_silent=False)
+        else:
+            self._apply(self._track.segmenter.close(position), now)
+
+    def _end_manual_item(self, position: int, now: float, *, even_if_silent: bool) -> None:
+        self._apply(self._track.segmenter.close(position), now)
+        if self._speech.open is None and even_if_silent:
+            self._speech.begin_item(self._config, visible=True)
+        if self._speech.open is not None:
+            self._speech.commit()
+
+    def _retune(self) -> None:
+        """Bring new endpointing rules into force, unless an utterance still runs by the old ones."""
+        turn = self._config.turn_detection
+        if turn is not None and self._track.segmenter.idle:
+            self._track.segmenter.retune(turn)
+
+    def _apply(self, marks: Iterable[Mark], now: float) -> None:
+        """Obey the segmenter."""
+        for mark in marks:
+            match mark:
+                case ItemBegan(at=at):
+                    item = self._speech.begin_item(self._config, visible=True)
+                    self._speech.events.append(SpeechStarted(item.number, at))
+                case PieceBegan(start=start, overlaps=overlaps):
+                    if self._speech.open is None:
+                        self._speech.begin_item(self._config, visible=False)
+                    self._speech.begin_piece(start, now, overlaps=overlaps)
+                case Paused(upto=upto):
+                    self._speech.pause(upto)
+                case PieceEnded(end=end, limit=limit):
+                    self._speech.end_piece(end, limit)
+                case ItemEnded(at=at):
+                    assert self._speech.open is not None
+                    self._speech.events.append(SpeechStopped(self._speech.open.number, at))
+                    self._speech.commit()
+                    self._retune()
+                case _:
+                    assert_never(mark)
+
+    # The end of every input, and of the session
+
+    def _settle(self, now: float) -> None:
+        """Derive what follows from the new state: markers reached, items told, jobs queued."""
+        while (marker := self._track.reached()) is not None:
+            self._reach(marker, now)
+        self._speech.tell()
+        if self._finish_reached and self._speech.empty:
+            self._finish()
+            return
+        frames = self._track.next_frames()
+        if frames is not None:
+            self._speech.jobs.append(frames)
+        self._speech.queue(self._track.received, paused=self._track.segmenter.partial_upto is None)
+        self._track.trim(self._speech.first_needed(self._track.received))
+
+    def _finish(self) -> None:
+        self._speech.events.append(Finished(self._speech.transcript))
+        self.done = True
+
+    def _end(self, error: AsrServerError | None = None) -> None:
+        """End the session at once; with an error if the client is still there to read it."""
+        if self.done:
+            return
+        self._speech.release_all()
+        if error is not None:
+            self._speech.events.append(Closing(error))
+        self.done = True

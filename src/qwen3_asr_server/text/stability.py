@@ -66,18 +66,23 @@ class StablePrefix:
         return self._confirmed
 
     def tail(self, text: str) -> str:
-        """Return what to show after the confirmed text, so that both together read like `text`.
+        """Return what to show after the confirmed text, so that both together read like `text`."""
+        return tail_after(self._confirmed, text)
 
-        Where `text` contradicts the confirmed words, as many of its words are left out as are confirmed.
-        """
-        if text.startswith(self._confirmed):
-            return text[len(self._confirmed) :]
-        units = split_units(text)
-        count = len(split_units(self._confirmed))
-        if count > len(units):
-            return ""
-        rest = text[units[count - 1].end :]
-        return joint(self._confirmed, rest) + rest
+
+def tail_after(confirmed: str, text: str) -> str:
+    """Return what of `text` to show after a confirmed text.
+
+    Where `text` contradicts the confirmed words, as many of its words are left out as are confirmed.
+    """
+    if text.startswith(confirmed):
+        return text[len(confirmed) :]
+    units = split_units(text)
+    count = len(split_units(confirmed))
+    if count > len(units):
+        return ""
+    rest = text[units[count - 1].end :] if count else text
+    return joint(confirmed, rest) + rest
 
 
 @dataclass(frozen=True, slots=True)
