@@ -11,6 +11,7 @@
     │   ├── Forbidden            a page from an origin that is not allowed
     │   └── TooLarge             a message or upload over its limit
     ├── Overloaded               come back later
+    │   └── ShuttingDown         the server is going away
     ├── IdleTimeout              the peer has been silent for too long
     ├── EngineError              recognition failed; the session lives
     │   ├── EngineNotReady
@@ -87,6 +88,10 @@ class Overloaded(AsrServerError):
     def __init__(self, message: str, *, retry_after_s: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ShuttingDown(Overloaded):
+    """The server is going away; another may take its place."""
 
 
 class IdleTimeout(AsrServerError):

@@ -34,6 +34,7 @@ WIRE_ERRORS: Final = {
     errors.ClientError: WireError("InvalidParameter", 1008),
     errors.IdleTimeout: WireError("idle_timeout", 1008),
     errors.Overloaded: WireError("Throttling", 1013, "server_error"),
+    errors.ShuttingDown: WireError("ServiceUnavailable", 1001, "server_error"),
     errors.EngineNotReady: WireError("ServiceUnavailable", 1013, "server_error"),
     errors.EngineTimeout: WireError("InternalError", 1011, "server_error"),
     errors.EngineCrashed: WireError("InternalError", 1011, "server_error"),
