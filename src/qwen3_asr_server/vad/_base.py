@@ -3,13 +3,10 @@
 State is explicit, a row a session, so that one call can score the frames of many sessions together.
 """
 
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-FRAME_SAMPLES: Final = 512
-"""32 ms at 16 kHz: the frame of every VAD here."""
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,0 +1,241 @@
+"""Score the frames of all sessions together, in one thread.
+
+    session ── score(frames) ──▶ inbox ──▶ rounds: the next frame of every request, one model call ──▶ session
+
+A request joins at the next round and leaves with its last frame, so a long one delays nobody. Knows one event
+loop and one model; which session a stream belongs to and what probabilities mean is the caller's business.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Final
+from uuid import uuid4
+
+import numpy as np
+
+from qwen3_asr_server.domain import FRAME_SAMPLES
+from qwen3_asr_server.errors import AsrServerError, EngineNotReady, InternalError
+from qwen3_asr_server.vad._base import Floats, VadModel
+
+MAX_FRAMES: Final = 64
+"""Most frames in one request: 2 s of audio."""
+
+_JOIN_TIMEOUT_S: Final = 5.0
+logger = logging.getLogger(__name__)
+
+
+class VadBatcher:
+    """One model shared by all streams of an event loop.
+
+    Args:
+        model: called from the batcher's thread alone.
+        max_rows: most streams in one model call.
+        gather_s: how long the idle thread waits for company once a request comes, in seconds. It does not wait
+            when every open stream has asked already.
+        on_batch: told the rows and seconds of every model call, in the batcher's thread.
+    """
+
+    def __init__(
+        self,
+        model: VadModel,
+        *,
+        max_rows: int = 64,
+        gather_s: float = 0.008,
+        on_batch: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._fresh_state = model.new_state()
+        self._max_rows = max_rows
+        self._gather_s = gather_s
+        self._on_batch = on_batch
+        self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
+        self._waiting: set[_Request] = set()
+        self._streams = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open."""
+        return self._streams
+
+    def start(self) -> None:
+        """Start the thread. Called once, in the event loop that will ask for scores."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, args=(self._loop,), name="vad", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Fail what waits and end the thread, which takes one model call at most. Safe to call twice."""
+        if self._thread is None:
+            return
+        for request in list(self._waiting):
+            request.give_up(EngineNotReady("Voice activity detection has been stopped."))
+        self._inbox.put(None)
+        self._thread.join(_JOIN_TIMEOUT_S)
+        self._thread = None
+
+    def open(self) -> "VadStream":
+        """Return a stream that has heard nothing."""
+        self._streams += 1
+        return VadStream(self)
+
+    def _submit(self, request: "_Request") -> None:
+        if self._thread is None:
+            raise EngineNotReady("Voice activity detection is not running.")
+        self._waiting.add(request)
+        self._inbox.put(request)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run rounds until told to stop. The thread's main function."""
+        active: list[_Request] = []
+        while self._collect(active):
+            finished: list[_Request] = []
+            for first in range(0, len(active), self._max_rows):
+                finished += self._round(active[first : first + self._max_rows])
+            active = [request for request in active if not request.over]
+            if finished:
+                with suppress(RuntimeError):  # the loop was closed without `stop`; nobody waits any more
+                    loop.call_soon_threadsafe(_deliver, finished)
+
+    def _collect(self, active: "list[_Request]") -> bool:
+        """Add the requests that have come; sleep while there are none. Return False when told to stop."""
+        if not active:
+            request = self._inbox.get()
+            if request is None:
+                return False
+            active.append(request)
+            if 1 + self._inbox.qsize() < min(self._streams, self._max_rows):
+                time.sleep(self._gather_s)
+        try:
+            while True:
+                request = self._inbox.get_nowait()
+                if request is None:
+                    return False
+                active.append(request)
+        except Empty:
+            active[:] = [request for request in active if not request.given_up]
+            return True
+
+    def _round(self, requests: "Sequence[_Request]") -> "list[_Request]":
+        """Score the next frame of each request in one call and return those that are over."""
+        try:
+            self._score_next(requests)
+        except Exception:
+            error_id = uuid4().hex
+            logger.exception("voice activity detection failed", extra={"error_id": error_id, "rows": len(requests)})
+            for request in requests:
+                request.error = InternalError(f"Voice activity detection failed ({error_id}).")
+        return [request for request in requests if request.over]
+
+    def _score_next(self, requests: "Sequence[_Request]") -> None:
+        started = time.perf_counter()
+        frames = np.stack([request.frames[request.scored] for request in requests])
+        states = np.stack([request.state for request in requests])
+        probabilities, states = self._model.score(frames, states)
+        for request, probability, state in zip(requests, probabilities, states, strict=True):
+            request.probabilities[request.scored] = probability
+            request.state[...] = state
+            request.scored += 1
+        if self._on_batch is not None:
+            self._on_batch(len(requests), time.perf_counter() - started)
+
+
+class VadStream:
+    """The detector as one session sees it."""
+
+    def __init__(self, batcher: VadBatcher) -> None:
+        self._batcher = batcher
+        self._state = batcher._fresh_state.copy()
+        self._request: _Request | None = None
+        self._open = True
+
+    async def score(self, frames: Floats) -> Floats:
+        """Return the speech probabilities of consecutive frames, in [0, 1].
+
+        After a failure or a cancellation the stream starts afresh, as after `reset`. There is no deadline here.
+
+        Args:
+            frames: float32 [n, 512], n from 1 to 64, mono, 16 kHz, in [-1, 1]. Not to be changed meanwhile.
+
+        Returns:
+            float32 [n].
+
+        Raises:
+            InternalError: the model failed.
+            EngineNotReady: the batcher does not run, or was stopped meanwhile.
+        """
+        if frames.ndim != 2 or frames.shape[1] != FRAME_SAMPLES or not 1 <= len(frames) <= MAX_FRAMES:
+            raise ValueError(f"frames must be [1 to {MAX_FRAMES}, {FRAME_SAMPLES}], not {list(frames.shape)}")
+        if self._request is not None or not self._open:
+            raise RuntimeError("one score at a time, and none after close")
+        request = _Request(frames, self._state, asyncio.get_running_loop().create_future())
+        self._batcher._submit(request)
+        self._request = request
+        try:
+            return await request.future
+        except BaseException:
+            request.given_up = True
+            self.reset()
+            raise
+        finally:
+            self._batcher._waiting.discard(request)
+            self._request = None
+
+    def reset(self) -> None:
+        """Forget what was heard: the next frame is the first. Has no effect on a score that is under way."""
+        self._state = self._batcher._fresh_state.copy()
+
+    def close(self) -> None:
+        """Give the stream up; a score under way fails. Safe to call twice."""
+        if self._open:
+            self._open = False
+            self._batcher._streams -= 1
+            if self._request is not None:
+                self._request.give_up(EngineNotReady("Voice activity detection was closed for this session."))
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """Frames on their way. The thread owns `scored`, `error` and the contents of both arrays until it is over.
+
+    The loop alone touches the future. `given_up` is written by the loop and read by the thread, which drops the
+    request at the next round.
+    """
+
+    frames: Floats
+    state: Floats
+    """The stream's state, replaced in place; a stream that resets meanwhile takes another array."""
+    future: "asyncio.Future[Floats]"
+    probabilities: Floats = field(init=False)
+    scored: int = 0
+    error: AsrServerError | None = None
+    given_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.probabilities = np.empty(len(self.frames), np.float32)
+
+    @property
+    def over(self) -> bool:
+        return self.error is not None or self.scored == len(self.frames)
+
+    def give_up(self, error: AsrServerError) -> None:
+        self.given_up = True
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _deliver(finished: "Sequence[_Request]") -> None:
+    for request in finished:
+        if request.future.done():
+            continue
+        if request.error is not None:
+            request.future.set_exception(request.error)
+        else:
+            request.future.set_result(request.probabilities)
