@@ -5,9 +5,10 @@ Every field's docstring says what it means, its unit and its range; `.env.exampl
 class: they get small option objects made here.
 """
 
-from typing import Annotated, Literal
+import ipaddress
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CommaList = Annotated[list[str], NoDecode]
@@ -113,6 +114,20 @@ class Settings(BaseSettings):
     max_errors: int = Field(100, ge=1)
     """Client errors in a row after which a connection is closed."""
 
+    def warnings(self) -> list[str]:
+        """Return what an operator should think over before strangers can reach this server."""
+        found = []
+        if not self.api_keys and not _is_loopback(self.server_host):
+            found.append(
+                f"Everyone who reaches {self.server_host}:{self.server_port} may use this server: "
+                "API_KEYS is empty. Set it, or SERVER_HOST=127.0.0.1."
+            )
+        if "*" in self.allowed_origins:
+            found.append("ALLOWED_ORIGINS=* lets every web page that a user opens talk to this server.")
+        if self.log_transcripts:
+            found.append("LOG_TRANSCRIPTS is on: what people say is written to the log.")
+        return found
+
     @field_validator("api_keys", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -120,9 +135,37 @@ class Settings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
+    @field_validator("log_level", "log_format", "model_loading", "model_dtype", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("server_host", "engine", mode="after")
     @classmethod
     def _not_blank(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("must not be empty")
         return value.strip()
+
+    @model_validator(mode="after")
+    def _marks_in_order(self) -> Self:
+        if self.buffer_low_s > self.buffer_high_s:
+            raise ValueError("BUFFER_LOW_S must not be above BUFFER_HIGH_S")
+        return self
+
+
+def explain(error: ValidationError) -> str:
+    """Return in one line which settings are wrong and why, without their values: one may be a key."""
+    problems = []
+    for detail in error.errors(include_input=False, include_url=False, include_context=False):
+        name = str(detail["loc"][0]).upper() if detail["loc"] else ""
+        reason = detail["msg"].removeprefix("Value error, ")
+        problems.append(f"{name}: {reason}" if name else reason)
+    return "; ".join(problems)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,215 @@
+"""The application: settings in, an ASGI app with every door out.
+
+Finds the wire protocols (`PROTOCOL`) and HTTP front ends (`router`) by looking into their packages, puts
+access control in front of all of them, and ties the runtime's life to the app's. The only front end that
+knows the settings. Called by `cli` and by tests.
+"""
+
+import asyncio
+import importlib
+import logging
+import pkgutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import Any, Final
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, WebSocket
+from starlette.middleware.cors import CORSMiddleware
+
+from qwen3_asr_server import __version__, frontends, protocols
+from qwen3_asr_server.config import Settings
+from qwen3_asr_server.domain import TurnDetection
+from qwen3_asr_server.errors import AsrServerError
+from qwen3_asr_server.frontends import _errors
+from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Tickets
+from qwen3_asr_server.frontends._server import Server
+from qwen3_asr_server.frontends._state import AppState
+from qwen3_asr_server.frontends._websocket import serve_websocket
+from qwen3_asr_server.protocols._base import Capabilities, ServerProtocol
+from qwen3_asr_server.runtime.services import Services
+
+logger = logging.getLogger(__name__)
+
+_LIMITS: Final = (
+    "max_sessions",
+    "max_sessions_per_key",
+    "max_message_bytes",
+    "max_append_bytes",
+    "max_append_s",
+    "max_utterance_s",
+    "manual_max_s",
+    "buffer_high_s",
+    "idle_timeout_s",
+    "finish_timeout_s",
+    "decode_timeout_s",
+    "queue_timeout_s",
+    "send_timeout_s",
+    "outbox_messages",
+    "shutdown_timeout_s",
+    "max_errors",
+)
+
+_DESCRIPTION: Final = """\
+Realtime recognition happens on a WebSocket, which this page cannot draw:
+
+{doors}
+
+Open it with `?model=qwen3-asr-flash-realtime` and, where keys are set, `Authorization: Bearer <key>`. A browser,
+which cannot set headers, asks `POST /api/tickets` for a one-use ticket and adds `&ticket=…` instead.
+"""
+
+
+def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
+    """Build the application.
+
+    Args:
+        settings: how it is to behave.
+        services: the runtime it serves; made from the settings when None. The app starts and stops it.
+    """
+    services = services or Services(settings)
+    found = {protocol.name: protocol for protocol in _discover(protocols, "PROTOCOL")}
+    state = AppState(
+        services=services,
+        tickets=Tickets(settings.ticket_ttl_s),
+        auth_required=bool(settings.api_keys),
+        realtime_paths={name: protocol.path for name, protocol in found.items()},
+        limits={name: getattr(settings, name) for name in _LIMITS},
+        warnings=tuple(all_warnings(settings, services)),
+        page_silence_ms=settings.vad_silence_duration_ms,
+    )
+    app = FastAPI(
+        title="qwen3-asr-realtime-server",
+        version=__version__,
+        description=_DESCRIPTION.format(doors="\n".join(f"* `{path}`" for path in state.realtime_paths.values())),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lambda _: _lifespan(state),
+    )
+    app.state.asr = state
+    _errors.install(app)
+    for router in _discover(frontends, "router"):
+        assert isinstance(router, APIRouter)
+        app.include_router(router)
+    for protocol in found.values():
+        _mount_protocol(app, protocol, services, capabilities_of(settings, services))
+    _mount_elsewhere(app, state)
+    _guard(app, settings, state.tickets)
+    return app
+
+
+def create_server(settings: Settings, services: Services | None = None) -> Server:
+    """Build a server around the application; `serve(sockets=[…])` runs it."""
+    app = create_app(settings, services)
+    state: AppState = app.state.asr
+    config = uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_max_size=settings.max_message_bytes,
+        ws_max_queue=2,
+        ws_ping_interval=settings.ping_interval_s,
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    return Server(config, state)
+
+
+def all_warnings(settings: Settings, services: Services) -> Iterator[str]:
+    """Yield what an operator should know about these settings and the engine they lead to."""
+    yield from settings.warnings()
+    info = services.engine_info
+    if not info.production:
+        yield f"The engine {info.name} is for trying the server out, not for production: {info.description}"
+
+
+def capabilities_of(settings: Settings, services: Services) -> Capabilities:
+    """Return what sessions of the realtime protocols are offered."""
+    info = services.engine_info
+    return Capabilities(
+        model=info.model,
+        languages=info.languages,
+        default_language=info.default_language,
+        models=frozenset({info.name, info.model}),
+        turn_detection=TurnDetection(threshold=settings.vad_threshold) if settings.vad_enabled else None,
+        default_threshold=settings.vad_threshold,
+        emotion=settings.emotion or None,
+        max_append_bytes=settings.max_append_bytes,
+        max_errors=settings.max_errors,
+        finish_grace_s=settings.finish_grace_s,
+    )
+
+
+def _discover(package: ModuleType, attribute: str) -> Iterator[Any]:
+    """Yield what the package's modules expose under one name; a leading underscore hides a module."""
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            found = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), attribute, None)
+            if found is not None:
+                yield found
+
+
+def _mount_protocol(
+    app: FastAPI, protocol: type[ServerProtocol], services: Services, capabilities: Capabilities
+) -> None:
+    async def endpoint(websocket: WebSocket) -> None:
+        await serve_websocket(websocket, protocol, services, capabilities)
+
+    for path in (protocol.path, f"{protocol.path}/"):
+        app.add_api_websocket_route(path, endpoint, name=protocol.name)
+
+
+def _mount_elsewhere(app: FastAPI, state: AppState) -> None:
+    """Answer a WebSocket at an unknown path with 404 and the known ones; the framework says 403."""
+    known = ", ".join(state.realtime_paths.values())
+
+    @app.websocket("/{path:path}")
+    async def elsewhere(websocket: WebSocket) -> None:
+        await websocket.send_denial_response(_errors.not_found(f"No WebSocket here. There is one at {known}."))
+
+
+def _guard(app: FastAPI, settings: Settings, tickets: Tickets) -> None:
+    """Put access control in front of everything; what is added last is asked first."""
+    app.add_middleware(
+        AccessControl,
+        keys=ApiKeys(key.get_secret_value() for key in settings.api_keys),
+        tickets=tickets,
+        origins=Origins(settings.allowed_origins),
+    )
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+
+
+@asynccontextmanager
+async def _lifespan(state: AppState) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(_run_services(state))
+        yield
+        running.cancel()
+
+
+async def _run_services(state: AppState) -> None:
+    """Start the runtime, keep it until cancelled, stop it; all in one task, as its task groups demand.
+
+    The port answers meanwhile: loading a model takes long, and a supervisor should see that it goes on.
+    """
+    try:
+        await state.services.start()
+        await asyncio.get_running_loop().create_future()
+    except AsrServerError as error:
+        state.failure = error.message
+    except Exception:
+        logger.exception("the server could not start")
+        state.failure = "The server could not start; its log has the details."
+    finally:
+        await state.services.stop()

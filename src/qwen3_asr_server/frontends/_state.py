@@ -1,0 +1,38 @@
+"""What HTTP front ends may know about the running application.
+
+Made once by `_app`, read by the routers through `app_state`. Holds plain values instead of the settings,
+so that no router depends on how the server is configured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from qwen3_asr_server.frontends._auth import Tickets
+from qwen3_asr_server.runtime.services import Services
+
+
+@dataclass(slots=True)
+class AppState:
+    """The application as its routers see it."""
+
+    services: Services
+    tickets: Tickets
+    auth_required: bool
+    realtime_paths: Mapping[str, str]
+    """Where each wire protocol is served, by its name."""
+    limits: Mapping[str, float]
+    """The configured limits, by the names of their settings."""
+    warnings: tuple[str, ...]
+    """What an operator should change before strangers use this server."""
+    page_silence_ms: int
+    """Silence that ends an utterance on the demo page, unless its user says otherwise."""
+    failure: str | None = None
+    """Why the server cannot work, once that is known."""
+
+
+def app_state(request: Request) -> AppState:
+    """Return the state of the application that serves `request`."""
+    state: AppState = request.app.state.asr
+    return state

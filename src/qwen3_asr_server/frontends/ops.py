@@ -1,0 +1,122 @@
+"""Operations: what the server is, whether it works, and how it is doing.
+
+`GET /` for people and clients, `/health*` for supervisors and balancers, `/metrics` for Prometheus, `/stats`
+for a quick look. Reads the runtime and changes nothing. `/` and `/health*` are open to all, the others need a
+key where keys are set (`_auth`).
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from qwen3_asr_server import __version__
+from qwen3_asr_server.domain import EngineInfo
+from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["operations"])
+
+State = Annotated[AppState, Depends(app_state)]
+
+
+@router.get("/")
+async def service_info(request: Request, state: State) -> Response:
+    """Say what runs here and where its doors are. A browser is sent to the demo page."""
+    if "text/html" in request.headers.get("accept", ""):
+        # Relative, so that it also holds behind a proxy that adds a path.
+        return RedirectResponse("demo", status_code=307, headers={"Vary": "Accept"})
+    body: dict[str, Any] = {
+        "name": "qwen3-asr-realtime-server",
+        "version": __version__,
+        "status": status_of(state),
+        "engine": engine_as_json(state.services.engine_info),
+        "auth_required": state.auth_required,
+        "endpoints": {
+            **{name: _websocket_url(request, path) for name, path in state.realtime_paths.items()},
+            **{name: f"/{name}" for name in ("health", "metrics", "stats", "docs", "demo")},
+            "tickets": "/api/tickets",
+        },
+        "demo": {"silence_duration_ms": state.page_silence_ms},
+    }
+    return JSONResponse(body, headers={"Vary": "Accept"})
+
+
+@router.get("/health")
+async def health(state: State) -> dict[str, Any]:
+    """Report everything a person wants to know when something is odd. Always 200 while the process answers."""
+    services = state.services
+    return {
+        "status": status_of(state),
+        "reason": reason_of(state),
+        "version": __version__,
+        "engine": engine_as_json(services.engine_info),
+        "vad": services.vad_name,
+        "sessions": {"open": services.admission.in_use, "max": state.limits["max_sessions"]},
+        "auth_required": state.auth_required,
+        "limits": dict(state.limits),
+        "warnings": list(state.warnings),
+    }
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """Answer 200 as long as the event loop runs."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready")
+async def ready(state: State) -> JSONResponse:
+    """Answer 200 when a new session would be served, else 503 with the reason."""
+    status = status_of(state)
+    if status == "ready":
+        return JSONResponse({"status": status})
+    return JSONResponse({"status": status, "reason": reason_of(state)}, status_code=503, headers={"Retry-After": "2"})
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(state: State) -> Response:
+    """Counters, gauges and histograms in Prometheus' text format."""
+    return Response(state.services.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/stats")
+async def stats(state: State) -> dict[str, Any]:
+    """Give the same numbers as `/metrics`, the important ones, as JSON."""
+    return dict(state.services.stats())
+
+
+def engine_as_json(info: EngineInfo) -> dict[str, Any]:
+    """Return an engine's description as it goes to clients."""
+    return {
+        "name": info.name,
+        "model": info.model,
+        "description": info.description,
+        "production": info.production,
+        "languages": sorted(info.languages),
+        "default_language": info.default_language,
+        "word_times": info.word_times,
+    }
+
+
+def status_of(state: AppState) -> str:
+    """Return `loading`, `ready`, `draining` or `failed`."""
+    return "failed" if state.failure else str(state.services.state)
+
+
+def reason_of(state: AppState) -> str | None:
+    """Return why the server is not ready, or None when it is."""
+    match status_of(state):
+        case "ready":
+            return None
+        case "failed":
+            return state.failure or "The engine has failed."
+        case "draining":
+            return "The server is shutting down."
+        case _:
+            return "The engine is loading."
+
+
+def _websocket_url(request: Request, path: str) -> str:
+    scheme = "wss" if request.url.scheme == "https" else "ws"
+    return f"{scheme}://{request.url.netloc}{path}"
