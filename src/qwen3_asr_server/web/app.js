@@ -273,7 +273,7 @@ function showSilence() {
 function showLevel(peak) {
   const decibels = Math.max(-60, Math.min(0, 20 * Math.log10(peak || 1e-6)));
   $("level").setAttribute("aria-valuenow", Math.round(decibels));
-  $("level-bar").style.transform = `scaleX(${1 + decibels / 60})`;
+  $("level-bar").style.clipPath = `inset(0 ${(-100 * decibels) / 60}% 0 0)`;
 }
 
 /** 83400 ms → 1:23.4 */
