@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make test-sdk`: run tests/sdk with each SDK version in its own environment. The server under test runs
-# from the project's environment, so these need the SDK and the test tools only.
+# from the project's environment, so these hold the SDK and the test tools only.
 #
 #     scripts/test_sdk.sh [VERSION…]
 set -euo pipefail
@@ -11,7 +11,7 @@ versions=("$@")
 if [ ${#versions[@]} -eq 0 ]; then
     versions=(1.25.6 1.25.24 1.27.8 2.0.2)
 fi
-tools=(pytest pytest-asyncio numpy av jiwer websockets)
+tools=(pytest pytest-asyncio numpy av soxr jiwer websockets)
 
 constraints="$(mktemp)"
 trap 'rm -f "$constraints"' EXIT
@@ -23,7 +23,7 @@ test_with() {
         scripts/uv.sh venv --quiet "$env"
     fi
     scripts/uv.sh pip install --quiet --python "$env" --constraint "$constraints" "dashscope==$version" "${tools[@]}"
-    QWEN3_ASR_TEST_PYTHON="$PWD/.venv/bin/python" SDK_VERSION="$version" "$env/bin/python" -m pytest tests/sdk
+    PYTHONPATH=src QWEN3_ASR_TEST_PYTHON="$PWD/.venv/bin/python" "$env/bin/python" -m pytest -m sdk tests/sdk
 }
 
 for version in "${versions[@]}"; do

@@ -105,7 +105,8 @@ class _Session:
 
     def _stopped(self, name: str, end_ms: int) -> None:
         item = self.items[name]
-        assert item.vad and not item.stopped, "speech stopped that did not run"
+        assert item.vad, "speech stopped in an item that was committed by hand"
+        assert not item.stopped, "speech stopped twice"
         assert end_ms >= item.start_ms, "speech ends before it starts"
         self._on_clock(end_ms)
         item.stopped = True

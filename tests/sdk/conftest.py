@@ -1,0 +1,31 @@
+"""One real server for all tests here, and only those tests that the installed SDK has something for."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+from dashscope.audio.qwen_omni import omni_realtime
+
+from support.process import ServerProcess, running_server
+
+API_KEY = "sk-0123456789"
+
+collect_ignore = []
+if not hasattr(omni_realtime, "AudioFormatConfig"):
+    collect_ignore.append("test_v1_audio_config.py")
+if find_spec("dashscope.v2") is None:
+    collect_ignore.append("test_v2.py")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    """A server without keys that pings every second."""
+    with running_server(PING_INTERVAL_S="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def guarded_server() -> Iterator[ServerProcess]:
+    """A server that knows one key."""
+    with running_server(API_KEYS=API_KEY) as running:
+        yield running

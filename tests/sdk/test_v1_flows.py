@@ -1,0 +1,312 @@
+"""`OmniRealtimeConversation`: everything a program for the vendor's service may say, and what comes back."""
+
+import base64
+from typing import Any
+
+import pytest
+import soxr
+from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
+
+from support import speech
+from support.audio_files import ogg_opus, opus_packets
+from support.invariants import TEXT, assert_finished, assert_invariants, kinds_of
+from support.process import ServerProcess
+from support.sdk_client import TEXT_ONLY, Recorder, conversation, send
+
+pytestmark = pytest.mark.sdk
+
+UTTERANCE = [
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "input_audio_buffer.committed",
+    "conversation.item.created",
+    "conversation.item.input_audio_transcription.completed",
+]
+MANUAL_ITEM = UTTERANCE[2:]
+OPENING = ["session.created", "session.updated"]
+
+CLIP = speech.clip("followme-status")
+WORST_WER = 0.5
+"""The embedded engine on a single clip. Its true error rate is measured elsewhere; here real words must come."""
+
+
+def recognised(recorder: Recorder, text: str = CLIP.text) -> bool:
+    return speech.wer(text, " ".join(recorder.transcripts)) <= WORST_WER
+
+
+def transcription(recorder: Recorder) -> Any:
+    return recorder.wait_for("session.updated")["session"]["input_audio_transcription"]
+
+
+def test_vad_flow(server: ServerProcess) -> None:
+    whole = speech.conversation()
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, transcription_params=TranscriptionParams(language="en"))
+        send(client, whole.pcm16)
+        client.end_session()
+    assert_finished(recorder.frames, audio_ms=whole.seconds * 1000)
+    kinds = kinds_of(recorder.frames)
+    assert kinds[:2] == OPENING
+    for item in {frame["item_id"] for frame in recorder.all_of(UTTERANCE[0])}:
+        mine = [f for f in recorder.frames if f.get("item_id") == item or f.get("item", {}).get("id") == item]
+        assert kinds_of(mine) == UTTERANCE
+    assert len(recorder.transcripts) == len(speech.conversation_turns())
+    assert recognised(recorder, whole.text)
+
+
+def test_vad_flow_times_are_those_of_the_speech(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        send(client, speech.conversation().pcm16)
+        client.end_session()
+    starts = [frame["audio_start_ms"] for frame in recorder.all_of(UTTERANCE[0])]
+    ends = [frame["audio_end_ms"] for frame in recorder.all_of(UTTERANCE[1])]
+    for turn, start, end in zip(speech.conversation_turns(), starts, ends, strict=True):
+        assert start == pytest.approx(turn.start_s * 1000, abs=400)
+        assert end == pytest.approx(turn.end_s * 1000, abs=400)
+
+
+def test_text_appears_while_speech_runs(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY)
+        send(client, CLIP.pcm16 + bytes(32_000), live=True)
+        client.end_session()
+    assert_finished(recorder.frames)
+    kinds = [frame["type"] for frame in recorder.frames]
+    assert TEXT in kinds[: kinds.index(UTTERANCE[1])]
+    assert any(frame["text"] for frame in recorder.all_of(TEXT))
+
+
+def test_manual_flow(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False)
+        for clip in (CLIP, speech.clip("queue-thankyou")):
+            send(client, clip.pcm16)
+            client.commit()
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert sorted(kinds_of(recorder.frames)) == sorted([*OPENING, *MANUAL_ITEM, *MANUAL_ITEM, "session.finished"])
+    assert recorder.wait_for("session.updated")["session"]["turn_detection"] is None
+    first, second = recorder.transcripts
+    assert speech.wer(CLIP.text, first) <= WORST_WER
+    assert speech.wer("Thank you for your patience", second) <= WORST_WER
+
+
+def test_manual_flow_finish_recognises_what_was_not_committed(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False)
+        send(client, CLIP.pcm16)
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert recognised(recorder)
+
+
+def test_manual_flow_of_a_whole_wav_file_in_one_append(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False)
+        client.append_audio(base64.b64encode(speech.CONVERSATION_WAV.read_bytes()).decode())
+        client.commit()
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert len(recorder.transcripts) == 1
+    assert recognised(recorder, speech.conversation().text)
+
+
+def test_update_session_without_parameters(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY)
+        session = recorder.wait_for("session.updated")["session"]
+        send(client, CLIP.pcm16)
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert (session["input_audio_format"], session["sample_rate"]) == ("pcm", 16_000)
+    assert session["turn_detection"]["threshold"] == 0.2
+    assert session["turn_detection"]["silence_duration_ms"] == 800
+    assert recognised(recorder)
+
+
+def test_no_update_session_at_all(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        send(client, CLIP.pcm16)
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert kinds_of(recorder.frames) == ["session.created", *UTTERANCE, "session.finished"]
+    assert recognised(recorder)
+
+
+def test_transcription_switched_off_still_transcribes(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_input_audio_transcription=False)
+        assert transcription(recorder) is None
+        send(client, CLIP.pcm16)
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert recognised(recorder)
+
+
+@pytest.mark.parametrize(
+    ("params", "shown"),
+    [
+        (TranscriptionParams(), {}),
+        (TranscriptionParams(language="en"), {"language": "en"}),
+        (TranscriptionParams(corpus_text="Asterisk, conference"), {"corpus": {"text": "Asterisk, conference"}}),
+        (TranscriptionParams(corpus={"text": "a list"}), {"corpus": {"text": "a list"}}),
+    ],
+    ids=["nothing", "language", "corpus_text", "corpus"],
+)
+def test_transcription_params_are_accepted_and_shown(
+    server: ServerProcess, params: TranscriptionParams, shown: dict[str, Any]
+) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, transcription_params=params)
+        assert transcription(recorder) == shown
+        client.end_session()
+    assert_finished(recorder.frames)
+
+
+def test_language_comes_back_in_every_event(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, transcription_params=TranscriptionParams(language="en"))
+        send(client, CLIP.pcm16)
+        client.end_session()
+    languages = {frame["language"] for frame in recorder.frames if "language" in frame}
+    assert languages == {"en"}
+
+
+def test_a_language_the_engine_does_not_know_is_refused(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, transcription_params=TranscriptionParams(language="zh"))
+        error = recorder.wait_for("error")["error"]
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+    assert error["param"] == "session.input_audio_transcription.language"
+
+
+def test_keyword_arguments_pass_through(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(
+            TEXT_ONLY,
+            voice="Cherry",
+            turn_detection_param={"something_new": 7},
+            smooth_output=True,
+            words=True,
+            future_field={"a": [1, 2]},
+        )
+        session = recorder.wait_for("session.updated")["session"]
+        send(client, CLIP.pcm16)
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert session["future_field"] == {"a": [1, 2]}
+    assert session["turn_detection"]["something_new"] == 7
+    assert not recorder.all_of("error")
+    assert recognised(recorder)
+
+
+def test_turn_detection_parameters_are_shown(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, turn_detection_threshold=0.0, turn_detection_silence_duration_ms=400)
+        shown = recorder.wait_for("session.updated")["session"]["turn_detection"]
+        client.end_session()
+    assert (shown["type"], shown["threshold"], shown["silence_duration_ms"]) == ("server_vad", 0.0, 400)
+
+
+@pytest.mark.parametrize("vad", [True, False], ids=["vad", "manual"])
+def test_pcm_at_8_khz(server: ServerProcess, vad: bool) -> None:
+    audio = speech.pcm16(soxr.resample(CLIP.samples, 16_000, 8_000))
+    with conversation(server.url) as (client, recorder):
+        params = TranscriptionParams(sample_rate=8_000)
+        client.update_session(TEXT_ONLY, enable_turn_detection=vad, transcription_params=params)
+        assert recorder.wait_for("session.updated")["session"]["sample_rate"] == 8_000
+        send(client, audio, 1600)
+        client.end_session()
+    assert_finished(recorder.frames, audio_ms=CLIP.seconds * 1000)
+    assert speech.wer(CLIP.text, recorder.transcripts[0]) < 0.8
+
+
+@pytest.mark.parametrize("vad", [True, False], ids=["vad", "manual"])
+@pytest.mark.parametrize("rate", [16_000, 8_000])
+def test_opus_packets(server: ServerProcess, vad: bool, rate: int) -> None:
+    packets = opus_packets(soxr.resample(CLIP.samples, 16_000, rate), rate)
+    with conversation(server.url) as (client, recorder):
+        params = TranscriptionParams(input_audio_format="opus", sample_rate=rate)
+        client.update_session(TEXT_ONLY, enable_turn_detection=vad, transcription_params=params)
+        assert recorder.wait_for("session.updated")["session"]["input_audio_format"] == "opus"
+        for packet in packets:
+            client.append_audio(base64.b64encode(packet).decode())
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert speech.wer(CLIP.text, recorder.transcripts[0]) < 0.8
+
+
+@pytest.mark.parametrize("packet_bytes", [1000, 10**9], ids=["in pieces", "at once"])
+def test_opus_in_an_ogg_stream(server: ServerProcess, packet_bytes: int) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, transcription_params=TranscriptionParams(input_audio_format="opus"))
+        send(client, ogg_opus(CLIP.samples), packet_bytes)
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert speech.wer(CLIP.text, recorder.transcripts[0]) < 0.8
+
+
+@pytest.mark.parametrize("packet_bytes", [333, 1024, 32_000, 10**9])
+def test_finals_do_not_depend_on_packet_size(server: ServerProcess, packet_bytes: int) -> None:
+    with conversation(server.url) as (client, recorder):
+        send(client, speech.conversation().pcm16)
+        client.end_session()
+    with conversation(server.url) as (client, other):
+        send(client, speech.conversation().pcm16, packet_bytes)
+        client.end_session()
+    assert_finished(other.frames)
+    assert other.transcripts == recorder.transcripts
+    for kind in UTTERANCE[:2]:
+        times = [
+            [f.get("audio_start_ms", f.get("audio_end_ms")) for f in each.all_of(kind)] for each in (recorder, other)
+        ]
+        assert times[0] == times[1]
+
+
+def test_finals_do_not_depend_on_pacing(server: ServerProcess) -> None:
+    audio = CLIP.pcm16 + bytes(32_000)
+    with conversation(server.url) as (client, pushed):
+        send(client, audio)
+        client.end_session()
+    with conversation(server.url) as (client, live):
+        send(client, audio, live=True)
+        client.end_session()
+    assert live.transcripts == pushed.transcripts
+    assert recognised(live)
+
+
+def test_clear_forgets_what_was_appended(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False)
+        send(client, speech.clip("conf-full").pcm16)
+        client.clear_appended_audio()
+        recorder.wait_for("input_audio_buffer.cleared")
+        send(client, CLIP.pcm16)
+        client.commit()
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert recognised(recorder)
+
+
+def test_methods_for_other_models_do_not_end_the_session(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY)
+        client.create_response()
+        client.cancel_response()
+        client.append_video("")
+        client.send_raw('{"type": "conversation.item.create", "item": {}}')
+        client.send_raw('{"type": "no.such.event"}')
+        assert recorder.wait_for("error")["error"]["type"] == "invalid_request_error"
+        send(client, CLIP.pcm16)
+        client.end_session()
+    assert_invariants(recorder.frames)
+    assert recognised(recorder)
+
+
+def test_session_id_reaches_the_sdk(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        created = recorder.wait_for("session.created")
+        client.end_session()
+        assert client.get_session_id() == created["session"]["id"]
