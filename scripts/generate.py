@@ -41,6 +41,8 @@ Names are not case-sensitive. Lists are separated by commas.
 
 @dataclass(frozen=True)
 class Setting:
+    """One field of `Settings`, as text."""
+
     group: str
     name: str
     default: str

@@ -1,0 +1,162 @@
+"""Settings: defaults, sources, ranges, warnings, and the files generated from them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from qwen3_asr_server.config import Settings, explain
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SEEDS = {
+    "SERVER_HOST": "0.0.0.0",
+    "SERVER_PORT": "8001",
+    "QWEN3_ASR_MODEL_PATH": "Qwen/Qwen3-ASR-1.7B",
+    "GPU_MEMORY_UTILIZATION": "0.5",
+    "MAX_NEW_TOKENS": "32",
+    "MODEL_DTYPE": "auto",
+    "VAD_ENABLED": "true",
+    "VAD_THRESHOLD": "0.5",
+    "VAD_SILENCE_DURATION_MS": "400",
+    "STREAMING_CHUNK_SIZE_SEC": "2.0",
+    "LOG_LEVEL": "info",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_the_environment_wins_over_the_file_and_arguments_over_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("SERVER_PORT=1\nMAX_SESSIONS=1\nMAX_ERRORS=1\n")
+    monkeypatch.setenv("SERVER_PORT", "2")
+    monkeypatch.setenv("MAX_SESSIONS", "2")
+    settings = Settings(server_port=3)
+    assert (settings.server_port, settings.max_sessions, settings.max_errors) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("", []), ("one", ["one"]), (" one , two,, ", ["one", "two"])],
+)
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, written: str, read: list[str]) -> None:
+    monkeypatch.setenv("API_KEYS", written)
+    monkeypatch.setenv("ALLOWED_ORIGINS", written)
+    settings = Settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == read
+    assert settings.allowed_origins == read
+
+
+def test_keys_are_not_shown() -> None:
+    assert "hush" not in repr(Settings(api_keys="hush"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SERVER_PORT", "65536"),
+        ("SERVER_PORT", "http"),
+        ("SERVER_HOST", " "),
+        ("ENGINE", ""),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+        ("MODEL_DTYPE", "int8"),
+        ("GPU_MEMORY_UTILIZATION", "0"),
+        ("GPU_MEMORY_UTILIZATION", "1.1"),
+        ("MAX_NEW_TOKENS", "0"),
+        ("STREAMING_CHUNK_SIZE_SEC", "0.3"),
+        ("VAD_THRESHOLD", "0.05"),
+        ("VAD_SILENCE_DURATION_MS", "199"),
+        ("VAD_SILENCE_DURATION_MS", "6001"),
+        ("MAX_SESSIONS", "0"),
+        ("MAX_MESSAGE_BYTES", "1023"),
+        ("TICKET_TTL_S", "0"),
+        ("SHUTDOWN_TIMEOUT_S", "0"),
+        ("PING_INTERVAL_S", "0"),
+        ("MAX_UTTERANCE_S", "4"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert explain(caught.value).startswith(f"{name}: ")
+
+
+def test_an_explanation_shows_every_problem_and_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_PORT", "s3cret")
+    monkeypatch.setenv("MAX_SESSIONS", "s3cret")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    text = explain(caught.value)
+    assert "SERVER_PORT" in text
+    assert "MAX_SESSIONS" in text
+    assert "s3cret" not in text
+    assert "\n" not in text
+
+
+def test_the_low_mark_may_not_be_above_the_high_mark() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(buffer_high_s=40, buffer_low_s=41)
+    assert explain(caught.value) == "BUFFER_LOW_S must not be above BUFFER_HIGH_S"
+
+
+@pytest.mark.parametrize(("name", "value"), [("LOG_LEVEL", "INFO"), ("MODEL_DTYPE", "Half"), ("LOG_FORMAT", "JSON")])
+def test_names_of_choices_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(Settings(), name.lower()) == value.lower()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"server_host": "127.0.0.1"}, []),
+        ({"server_host": "localhost"}, []),
+        ({"server_host": "::1"}, []),
+        ({"server_host": "0.0.0.0", "api_keys": "k"}, []),
+        ({"server_host": "0.0.0.0"}, ["API_KEYS"]),
+        ({"server_host": "::"}, ["API_KEYS"]),
+        ({"server_host": "asr.example.com"}, ["API_KEYS"]),
+        ({"server_host": "::1", "allowed_origins": "*"}, ["ALLOWED_ORIGINS"]),
+        ({"server_host": "::1", "log_transcripts": True}, ["LOG_TRANSCRIPTS"]),
+    ],
+)
+def test_warnings(settings: dict[str, object], words: list[str]) -> None:
+    warnings = Settings(**settings).warnings()  # type: ignore[arg-type]
+    assert len(warnings) == len(words)
+    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
+
+
+def test_the_example_file_holds_every_setting_with_its_default(tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text("utf-8")
+    named = dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    assert named.items() >= SEEDS.items()
+    assert {name.lower() for name in named} == set(Settings.model_fields)
+    (tmp_path / ".env").write_text(text, "utf-8")
+    assert Settings() == Settings(_env_file=None)
+
+
+def test_generated_files_are_fresh() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "generate.py", "--check"], check=True, timeout=60)
+
+
+def test_a_stale_file_is_noticed(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import generate; from pathlib import Path\n"
+        "generate.ROOT = Path(sys.argv[2]); (generate.ROOT / 'docs').mkdir(); sys.argv[1:] = ['--check']\n"
+        "sys.exit(generate.main())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, ROOT / "scripts", tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert "stale: .env.example" in result.stderr
+    assert not (tmp_path / ".env.example").exists()
