@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -96,13 +95,7 @@ class VadBatcher:
         """Run rounds until told to stop. The thread's main function."""
         active: list[_Request] = []
         while self._collect(active):
-            finished: list[_Request] = []
-            for first in range(0, len(active), self._max_rows):
-                finished += self._round(active[first : first + self._max_rows])
-            active = [request for request in active if not request.over]
-            if finished:
-                with suppress(RuntimeError):  # the loop was closed without `stop`; nobody waits any more
-                    loop.call_soon_threadsafe(_deliver, finished)
+            self._advance(active, loop)
 
     def _collect(self, active: "list[_Request]") -> bool:
         """Add the requests that have come; sleep while there are none. Return False when told to stop."""
@@ -122,6 +115,15 @@ class VadBatcher:
         except Empty:
             active[:] = [request for request in active if not request.given_up]
             return True
+
+    def _advance(self, active: "list[_Request]", loop: asyncio.AbstractEventLoop) -> None:
+        """Score one frame of every request and hand back those that are over."""
+        finished: list[_Request] = []
+        for first in range(0, len(active), self._max_rows):
+            finished += self._round(active[first : first + self._max_rows])
+        active[:] = [request for request in active if not request.over]
+        if finished:
+            loop.call_soon_threadsafe(_deliver, finished)
 
     def _round(self, requests: "Sequence[_Request]") -> "list[_Request]":
         """Score the next frame of each request in one call and return those that are over."""
