@@ -8,9 +8,20 @@ run full is given up. Knows neither messages nor sockets; the WebSocket loop fil
 import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 M = TypeVar("M")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxOptions:
+    """How much patience there is with a slow client."""
+
+    max_messages: int = 256
+    """Messages that may wait."""
+    send_timeout_s: float = 10.0
+    """Longest time for the client to take one message."""
 
 
 class OutboxOverflow(Exception):

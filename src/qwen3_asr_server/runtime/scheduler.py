@@ -25,9 +25,9 @@ from qwen3_asr_server.errors import AsrServerError, EngineError, EngineTimeout
 from qwen3_asr_server.messages import Decode, DecodeFailed, Outcome, Skipped
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
-from qwen3_asr_server.runtime.slots import PartialSlots, Waiting, choose, next_due
+from qwen3_asr_server.runtime.slots import Crowding, PartialSlots, Waiting, choose, next_due
 from qwen3_asr_server.runtime.steps import close_stream, leaves_stream_usable, perform_step
-from qwen3_asr_server.session.machine import Offer
+from qwen3_asr_server.session.recognition import Offer
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class SchedulerOptions:
     """Partials at once, at most; how many it is now follows the measured service time."""
     max_urgent: int = 32
     """Finals and candidates at once; more wait."""
+    longest_interval_s: float = 2.0
+    """Interval between a speaking session's partials above which no more sessions should come."""
     decode_timeout_s: float = 3.0
     """Longest step, besides half of its audio's length. Waiting does not count."""
     queue_timeout_s: float = 60.0
@@ -131,6 +133,7 @@ class StepScheduler:
         self._metrics = metrics
         self._clock = clock
         self._slots = PartialSlots(options.max_partials, clock())
+        self._crowding = Crowding(options.longest_interval_s)
         self._lanes: set[Lane] = set()
         self._waiting: dict[Lane, Waiting[Lane]] = {}
         self._urgent: list[tuple[int, int, _Step]] = []
@@ -153,6 +156,16 @@ class StepScheduler:
         """Say that the engine has started."""
         self._open, self._failure = True, None
         self._wake.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine has started and steps run."""
+        return self._open
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more sessions would make partials rarer than promised."""
+        return self._crowding.crowded(self._clock())
 
     def engine_failed(self, error: EngineError) -> None:
         """Say that the engine could not start: what waits, and what comes, fails with `error`."""
@@ -298,6 +311,8 @@ class StepScheduler:
         self._metrics.decode_queue_seconds.labels(decode.kind.name.lower()).observe(waited_s)
         if decode.kind is StepKind.FINAL:
             self._slots.final_waited(waited_s, now)
+        elif decode.kind is StepKind.PARTIAL:
+            self._crowding.partial_waited(waited_s, now)
         if piece.stream is None:
             piece.stream = self._engine.open_stream(decode.options)
         self._running[decode.kind] += 1

@@ -1,0 +1,216 @@
+"""The one ASGI WebSocket loop, for every wire protocol.
+
+    reader:  receive ─▶ Protocol.parse ─▶ receive ─▶ commands ─▶ live session ─▶ wait for room
+    writer:  events ─▶ send_event ─▶ messages ─▶ outbox ─▶ send
+
+Joins one protocol with one live session and obeys the driver's contract of `protocols/_base.py`. It knows when
+to read, write and close; what messages mean is the protocol's business, what audio means the session's.
+Called by `_app` for each connection, behind access control.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import string
+import uuid
+from typing import Any, Final
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from qwen3_asr_server.errors import InternalError, Overloaded
+from qwen3_asr_server.logs import session_context
+from qwen3_asr_server.messages import Closing, Disconnect, Event, Partial
+from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, ServerProtocol
+from qwen3_asr_server.runtime.live import LiveSession
+from qwen3_asr_server.runtime.outbox import Outbox, OutboxClosed, OutboxOverflow
+from qwen3_asr_server.runtime.services import Services
+
+_log = logging.getLogger(__name__)
+
+_PARSE_ON_WORKER_BYTES: Final = 256 * 1024
+_ID_LENGTH: Final = 21
+_ID_CHARACTERS: Final = (string.ascii_letters + string.digits).encode()
+_ID_TABLE: Final = bytes(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in range(256))
+
+_SLOW: Final = Close(1013, "the client reads too slowly")
+_FAULT: Final = Close(1011, "internal error")
+_SHUTDOWN_GRACE_S: Final = 1.0
+
+
+async def serve_websocket(
+    websocket: WebSocket, protocol_class: type[ServerProtocol], services: Services, capabilities: Capabilities
+) -> None:
+    """Serve one connection from its acceptance to its close.
+
+    Args:
+        websocket: not accepted yet; `scope["state"]["key_id"]` names the key that opened the door, if any.
+        protocol_class: what the client speaks.
+        services: where the session comes from.
+        capabilities: what the protocol may offer.
+    """
+    await websocket.accept()
+    with session_context(session_id=uuid.uuid4().hex[:12], protocol=protocol_class.name):
+        handshake = Handshake(websocket.url.path, dict(websocket.query_params), dict(websocket.headers))
+        protocol = protocol_class(handshake, capabilities, new_id)
+        await _Connection(websocket, protocol, services).serve()
+
+
+def new_id(prefix: str) -> str:
+    """Return `prefix` and 21 random letters and digits, 124 bits."""
+    return prefix + secrets.token_bytes(_ID_LENGTH).translate(_ID_TABLE).decode("ascii")
+
+
+class _Connection:
+    """One client's protocol, outbox and socket."""
+
+    def __init__(self, websocket: WebSocket, protocol: ServerProtocol, services: Services) -> None:
+        self._websocket = websocket
+        self._protocol = protocol
+        self._services = services
+        self._send_timeout_s = services.outbox_options.send_timeout_s
+        self._outbox: Outbox[str | bytes] = Outbox(services.outbox_options.max_messages)
+        self._failed = False
+        self._gone = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Talk until either side ends it, then close."""
+        key_id = self._websocket.scope.get("state", {}).get("key_id")
+        if self._protocol.close_expected is not None:
+            await self._turn_away()
+            return
+        try:
+            with self._services.open_session(self._protocol.config, self._emit, key_id=key_id) as live:
+                await self._close(await self._talk(live))
+        except Overloaded as refusal:
+            # A refused handshake would reach the SDK's users as a timeout without a reason: an error it
+            # understands takes the place of the greeting.
+            self._protocol.messages_to_send()
+            self._emit(Closing(refusal))
+            await self._turn_away()
+
+    async def _talk(self, live: LiveSession) -> Close | None:
+        self._flush()
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(self._read(live))
+            session = group.create_task(self._run(live))
+            close = await self._write()
+            live.end("disconnected" if close is None else "slow_client" if close is _SLOW else "closed")
+            if close is not None and close.grace_s and not self._gone.is_set():
+                await self._grace(close.grace_s)
+            reader.cancel()
+            await session
+        return close
+
+    async def _run(self, live: LiveSession) -> None:
+        await live.run()
+        self._outbox.close()
+
+    # Reader
+
+    async def _read(self, live: LiveSession) -> None:
+        try:
+            while (message := await self._receive()) is not None:
+                if not live.over:
+                    await self._take(message, live)
+        except Exception:  # noqa: BLE001 - the boundary of a connection
+            live.end("error", self._incident())
+            return
+        self._gone.set()
+        await live.submit(Disconnect())
+        self._outbox.close()
+
+    async def _receive(self) -> str | bytes | None:
+        """Return the next message, or None when the client is gone."""
+        event = await self._websocket.receive()
+        if event["type"] == "websocket.disconnect":
+            return None
+        text: str | None = event.get("text")
+        data: bytes | None = event.get("bytes")
+        return text if text is not None else data or b""
+
+    async def _take(self, message: str | bytes, live: LiveSession) -> None:
+        live.touch()
+        if len(message) > _PARSE_ON_WORKER_BYTES:
+            parsed: Any = await asyncio.to_thread(self._protocol.parse, message)
+        else:
+            parsed = self._protocol.parse(message)
+        self._protocol.receive(parsed)
+        commands = self._protocol.commands_received()
+        self._flush()
+        for command in commands:
+            await live.submit(command)
+        await live.room()
+
+    # Writer
+
+    def _emit(self, event: Event) -> None:
+        try:
+            self._protocol.send_event(event)
+        except Exception:  # noqa: BLE001 - a protocol that fails must not take the session's driver with it
+            self._incident()
+            self._failed = True
+            self._outbox.close()
+            return
+        self._flush(replaces=event.item if isinstance(event, Partial) else None)
+
+    def _flush(self, replaces: int | None = None) -> None:
+        messages = self._protocol.messages_to_send()
+        alone = len(messages) == 1
+        for message in messages:
+            self._outbox.put(message, replaces=replaces if alone else None)
+        if self._protocol.close_expected is not None:
+            self._outbox.close()
+
+    async def _write(self) -> Close | None:
+        """Send what there is until the conversation ends; return how to close, None when the client is gone."""
+        try:
+            while True:
+                message = await self._outbox.get()
+                async with asyncio.timeout(self._send_timeout_s):
+                    await self._send(message)
+        except OutboxClosed:
+            return None if self._gone.is_set() else self._closing()
+        except (OutboxOverflow, TimeoutError):
+            return _SLOW
+        except (WebSocketDisconnect, RuntimeError):  # the latter when uvicorn itself has closed: a message too long
+            self._gone.set()
+            return None
+
+    async def _send(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            await self._websocket.send_text(message)
+        else:
+            await self._websocket.send_bytes(message)
+
+    # The end
+
+    def _closing(self) -> Close:
+        close = _FAULT if self._failed else self._protocol.close_expected or _FAULT
+        if self._services.state == "draining" and close.code == 1000:
+            return Close(1001, "the server is shutting down", min(close.grace_s, _SHUTDOWN_GRACE_S))
+        return close
+
+    async def _grace(self, grace_s: float) -> None:
+        """Let the client close first; what it still sends is read and ignored."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._gone.wait()
+
+    async def _turn_away(self) -> None:
+        """Send what the protocol has to say, and close."""
+        self._flush()
+        self._outbox.close()
+        await self._close(await self._write())
+
+    async def _close(self, close: Close | None) -> None:
+        if close is None or self._gone.is_set() or self._websocket.application_state is not WebSocketState.CONNECTED:
+            return
+        with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._websocket.close(close.code, close.reason)
+
+    def _incident(self) -> InternalError:
+        error_id = uuid.uuid4().hex
+        _log.exception("connection failed", extra={"error_id": error_id})
+        return InternalError(f"Internal error {error_id}.")

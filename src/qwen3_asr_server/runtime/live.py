@@ -1,0 +1,349 @@
+"""One realtime session in operation: the only driver of a `SessionMachine`.
+
+    commands ─▶ decoder ─▶ machine ─▶ events ─▶ the connection's `emit`
+                             │ ▲
+                 ScoreFrames │ │ Scored            Decode, Release, offers │ ▲ pulls, Heard, Skipped, …
+                             ▼ │                                           ▼ │
+                          VadStream                                   Lane of the scheduler
+
+Every input is followed by exactly one pump: events out, jobs to the workers. All of it happens on the event
+loop between two awaits, so there is no lock around the machine. `run` scores frames; decodes belong to the
+scheduler. It knows no protocol and no socket. Made by the services, driven by the WebSocket loop.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from qwen3_asr_server import messages
+from qwen3_asr_server.audio.decoder import StreamDecoder
+from qwen3_asr_server.domain import SAMPLE_RATE, Samples, SessionConfig
+from qwen3_asr_server.errors import AsrServerError, EngineNotReady, IdleTimeout, InternalError, InvalidAudio
+from qwen3_asr_server.messages import Command, Event, Job, Outcome
+from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime.alarm import Alarm, Clock
+from qwen3_asr_server.runtime.scheduler import StepScheduler
+from qwen3_asr_server.runtime.telemetry import Latencies, Telemetry
+from qwen3_asr_server.session.machine import SessionMachine
+from qwen3_asr_server.session.options import SessionOptions
+from qwen3_asr_server.session.recognition import Offer
+from qwen3_asr_server.vad._batcher import VadBatcher
+
+_log = logging.getLogger(__name__)
+
+_SCORE_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    """Limits of a session."""
+
+    session: SessionOptions
+    """Those of its machine."""
+    max_append_s: float = 1200.0
+    """Most audio in one append."""
+    buffer_high_s: float = 60.0
+    """Unheard audio above which `room` waits."""
+    buffer_low_s: float = 30.0
+    """Unheard audio at which it goes on."""
+    log_transcripts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What all sessions share."""
+
+    vad: VadBatcher
+    scheduler: StepScheduler
+    metrics: Metrics
+    latencies: Latencies
+    clock: Clock
+
+
+class LiveSession:
+    """Drive one session from its first command to its last event.
+
+    Args:
+        config: how it begins.
+        options: limits.
+        workers: VAD, engine, metrics and time.
+        emit: takes every event; called on the event loop, must not block.
+    """
+
+    def __init__(
+        self, config: SessionConfig, options: LiveOptions, workers: Workers, emit: Callable[[Event], None]
+    ) -> None:
+        self._options = options
+        self._clock = workers.clock
+        self._emit = emit
+        self._config = config
+        self._machine = SessionMachine(config, options.session, self._clock())
+        self._decoder = self._new_decoder()
+        self._vad = workers.vad.open()
+        self._lane = workers.scheduler.attach(self)
+        self._telemetry = Telemetry(workers.metrics, workers.latencies)
+        self._alarm = Alarm(self._clock, self._look_at_clock)
+        self._in_order = asyncio.Lock()
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._scoring: messages.ScoreFrames | None = None
+        self._epoch = 0
+        self._decoding: set[int] = set()
+        self._paused = False
+        self._reason: str | None = None
+        self._alarm.set(self._machine.next_timeout())
+
+    # What the connection calls
+
+    async def run(self) -> None:
+        """Score frames until the session is over; then everything it held is given back, also when cancelled."""
+        _log.info("session opened")
+        try:
+            while not self.over:
+                await self._work.wait()
+                self._work.clear()
+                if self._scoring is not None and not self.over:
+                    await self._score(self._scoring)
+        finally:
+            self._over("aborted")
+            assert self._reason is not None
+            self._telemetry.closed(
+                self._reason,
+                stale_outcomes=self._machine.stale_outcomes,
+                rewrites=self._machine.rewrites,
+                contradictions=self._machine.contradictions,
+            )
+
+    async def submit(self, command: Command) -> None:
+        """Obey a command, after those submitted before. Ignored once the session is over."""
+        async with self._in_order:
+            with self._guarded():
+                if not self.over:
+                    await self._obey(command)
+                    self._pump()
+
+    async def room(self) -> None:
+        """Wait while too much audio is unheard.
+
+        Returns at once when nothing runs that would free room: what the machine waits for must then come from
+        the client.
+        """
+        if self._buffered_s <= self._options.buffer_high_s or self._may_read:
+            return
+        self._paused = True
+        try:
+            while not self._may_read:
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self._paused = False
+            self.touch()
+
+    def touch(self) -> None:
+        """Note that the client was heard from."""
+        self._machine.touch(self._clock())
+
+    def end(self, reason: str, error: AsrServerError | None = None) -> None:
+        """Stop now; `run` returns.
+
+        Args:
+            reason: one word for log and metrics; the first one given stands.
+            error: what the client is told; None tells it nothing.
+        """
+        if self.over:
+            return
+        if error is not None:
+            self._tell(messages.Closing(error), reason)
+        self._over(reason)
+
+    @property
+    def over(self) -> bool:
+        """True when nothing follows any more."""
+        return self._reason is not None
+
+    @property
+    def buffered_samples(self) -> int:
+        """Audio received and not heard yet."""
+        return 0 if self.over else self._machine.buffered_samples
+
+    # What the scheduler calls
+
+    def offer(self) -> Offer | None:
+        """Return the partial that is worth decoding, if any."""
+        return None if self.over else self._machine.offer()
+
+    def pull(self, now: float) -> messages.Decode | None:
+        """Take the offered partial."""
+        decode = None
+        with self._guarded():
+            decode = None if self.over else self._machine.pull(now)
+        if decode is not None:
+            self._decoding.add(decode.piece)
+        return decode
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Take in the answer to a decode."""
+        if self.over or isinstance(outcome, messages.Scored):
+            return
+        self._decoding.discard(outcome.piece)
+        with self._guarded():
+            self._machine.outcome(outcome, self._clock())
+            self._pump()
+
+    # Commands
+
+    async def _obey(self, command: Command) -> None:
+        match command:
+            case messages.AppendBytes():
+                await self._decode_bytes(command)
+                return
+            case messages.AppendAudio(samples=samples):
+                self._hear(samples)
+                return
+            case messages.Configure(config=config):
+                if config.audio != self._config.audio:
+                    self._flush_decoder()
+                self._config, before = config, self._config
+                if config.audio != before.audio:
+                    self._decoder = self._new_decoder()
+            case messages.Commit():
+                if self._config.turn_detection is None:  # else it is refused, and the audio goes on behind it
+                    self._flush_decoder()
+                    self._telemetry.commit(self._clock())
+            case messages.Finish():
+                self._flush_decoder()
+            case messages.Clear():
+                self._decoder.reset()
+            case messages.Disconnect():
+                self._over("disconnected")
+            case _:
+                assert_never(command)
+        self._machine.handle(command, self._clock())
+
+    async def _decode_bytes(self, append: messages.AppendBytes) -> None:
+        try:
+            if self._decoder.is_heavy(append.data):
+                samples = await asyncio.to_thread(self._decoder.decode, append.data)
+            else:
+                samples = self._decoder.decode(append.data)
+        except InvalidAudio as error:
+            self._tell(messages.Rejected(error, append.event_id))
+        else:
+            self._hear(samples)
+
+    def _flush_decoder(self) -> None:
+        try:
+            self._hear(self._decoder.flush())
+        except InvalidAudio as error:
+            self._tell(messages.Rejected(error))
+
+    def _hear(self, samples: Samples) -> None:
+        if len(samples):
+            now = self._clock()
+            self._machine.handle(messages.AppendAudio(samples), now)
+            self._telemetry.received(self._machine.received_samples, now)
+
+    def _new_decoder(self) -> StreamDecoder:
+        return StreamDecoder(self._config.audio, max_append_s=self._options.max_append_s)
+
+    # Workers
+
+    async def _score(self, job: messages.ScoreFrames) -> None:
+        with self._guarded():
+            if job.epoch != self._epoch:
+                self._epoch = job.epoch
+                self._vad.reset()
+            try:
+                async with asyncio.timeout(_SCORE_TIMEOUT_S):
+                    probabilities = await self._vad.score(job.frames)
+            except EngineNotReady:
+                if self.over:  # which closed the stream
+                    return
+                raise
+            self._scoring = None
+            now = self._clock()
+            self._machine.outcome(messages.Scored(job.epoch, probabilities), now)
+            self._telemetry.scored(self._machine.scored_samples, now)
+            self._pump()
+
+    def _look_at_clock(self) -> None:
+        with self._guarded():
+            if self._paused:
+                self.touch()  # it is we who do not read
+            self._machine.tick(self._clock())
+            self._pump()
+
+    def _pump(self) -> None:
+        """Carry out what the last input led to."""
+        for event in self._machine.events_to_send():
+            self._tell(event)
+        if self.over:
+            return
+        for job in self._machine.jobs_to_run():
+            self._hand_out(job)
+        self._lane.notify()
+        self._alarm.set(self._machine.next_timeout())
+        if self._paused and self._may_read:
+            self._room.set()
+
+    def _hand_out(self, job: Job) -> None:
+        match job:
+            case messages.ScoreFrames():
+                self._scoring = job
+                self._work.set()
+            case messages.Decode(piece=piece):
+                self._decoding.add(piece)
+                self._lane.submit(job)
+            case messages.Release(piece=piece):
+                self._decoding.discard(piece)
+                self._lane.release(piece)
+            case _:
+                assert_never(job)
+
+    @property
+    def _buffered_s(self) -> float:
+        return self._machine.buffered_samples / SAMPLE_RATE
+
+    @property
+    def _may_read(self) -> bool:
+        """Reading may pause only while something runs that will free room."""
+        busy = self._scoring is not None or self._decoding or self._machine.offer() is not None
+        return self.over or not busy or self._buffered_s <= self._options.buffer_low_s
+
+    # Events and the end
+
+    def _tell(self, event: Event, reason: str = "error") -> None:
+        self._telemetry.event(event, self._clock())
+        if isinstance(event, messages.Final) and self._options.log_transcripts:
+            _log.info("final", extra={"utterance": event.item, "transcript": event.text})
+        self._emit(event)
+        match event:
+            case messages.Finished():
+                self._over("finished")
+            case messages.Closing(error=error):
+                self._over("idle" if isinstance(error, IdleTimeout) else reason)
+            case _:
+                pass
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Let a fault of ours end this session and no other; the client gets an id, the log has the trace."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - the boundary of a session
+            error_id = uuid.uuid4().hex
+            _log.exception("session failed", extra={"error_id": error_id})
+            self.end("error", InternalError(f"Internal error {error_id}."))
+
+    def _over(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._alarm.cancel()
+            self._lane.detach()
+            self._vad.close()
+            self._work.set()
+            self._room.set()

@@ -1,0 +1,295 @@
+"""Everything that lives as long as the server: engine, VAD, scheduler, admission, metrics, live sessions.
+
+Built from the settings, started and stopped once by the application, asked for sessions by the WebSocket
+loop. The only part of the runtime that reads the settings; what it builds gets small option objects. Knows no
+protocol and no web framework.
+
+    loading ──▶ ready ──▶ draining ──▶ stopped
+       └──▶ failed
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+
+from qwen3_asr_server.config import Settings
+from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig
+from qwen3_asr_server.engines import choose_engine, load_engine
+from qwen3_asr_server.engines._base import Engine, EngineOptions
+from qwen3_asr_server.errors import EngineError, EngineNotReady, ShuttingDown
+from qwen3_asr_server.messages import Event, Finish
+from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime.admission import Admission, Refused
+from qwen3_asr_server.runtime.alarm import Clock
+from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
+from qwen3_asr_server.runtime.outbox import OutboxOptions
+from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
+from qwen3_asr_server.runtime.telemetry import Latencies
+from qwen3_asr_server.session.options import SessionOptions
+from qwen3_asr_server.vad import load_vad
+from qwen3_asr_server.vad._base import VadModel
+from qwen3_asr_server.vad._batcher import VadBatcher
+
+_log = logging.getLogger(__name__)
+
+_UNLIMITED_STREAMS: Final = 32
+"""Steps at once, of each sort, on an engine that names no number."""
+
+State = Literal["loading", "ready", "failed", "draining", "stopped"]
+
+
+class Services:
+    """The runtime of one server.
+
+    Args:
+        settings: how it is configured.
+        engine: used instead of the one the settings name.
+        vad: used instead of Silero.
+        clock: seconds, monotonic, at the rate of the event loop's clock.
+
+    Raises:
+        EngineNotReady: the named engine does not exist or cannot be imported.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: Engine | None = None,
+        vad: VadModel | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine or _engine(settings)
+        self._vad = vad
+        self._clock = clock
+        self._started_at = clock()
+        self._lazy = settings.model_loading == "lazy"
+        self._loading: asyncio.Task[None] | None = None
+        self._workers: Workers | None = None
+        self._live: set[LiveSession] = set()
+        self._latencies = Latencies()
+        self._nobody_left = asyncio.Event()
+        self._nobody_left.set()
+        self.state: State = "loading"
+        self.metrics = Metrics()
+        self.admission = Admission(settings.max_sessions, settings.max_sessions_per_key)
+        self.outbox_options = OutboxOptions(settings.outbox_messages, settings.send_timeout_s)
+        self.metrics.sessions_open.set_function(lambda: self.admission.in_use)
+        self.metrics.buffered_audio_seconds.set_function(lambda: self._buffered_s)
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """What the engine is and can do; known before it is loaded."""
+        return self._engine.info
+
+    @property
+    def vad_name(self) -> str:
+        """Which detector runs."""
+        return self._vad.name if self._vad is not None else "silero"
+
+    @property
+    def ready(self) -> bool:
+        """Whether a new session would be served."""
+        return self.state == "ready"
+
+    async def start(self) -> None:
+        """Load the VAD and, unless loading is lazy, the engine.
+
+        Raises:
+            EngineError: with a reason a user can act upon; the server cannot work.
+        """
+        try:
+            if self._vad is None:
+                self._vad = await asyncio.to_thread(load_vad)
+            self._workers = self._start_workers(self._vad)
+            if not self._lazy:
+                await self._load()
+        except Exception:
+            self.state = "failed"
+            raise
+        if self.state == "loading":
+            self.state = "ready"
+        info = self.engine_info
+        _log.info("ready", extra={"engine": info.name, "model": info.model, "vad": self.vad_name, "lazy": self._lazy})
+
+    async def stop(self) -> None:
+        """End what still lives and release everything. Safe to call twice, or without `start`."""
+        self.admission.close()
+        self._end_all("shutdown")
+        workers, self._workers = self._workers, None
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
+        if workers is not None:
+            await workers.scheduler.stop()
+            workers.vad.stop()
+        await self._engine.stop()
+        if self.state != "failed":
+            self.state = "stopped"
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Admit nobody any more and let every live session get its finals.
+
+        Args:
+            timeout_s: after this long what still lives is ended; None takes the setting.
+        """
+        if self.state in ("loading", "ready"):
+            self.state = "draining"
+        self.admission.close()
+        _log.info("draining", extra={"sessions": len(self._live)})
+        try:
+            async with asyncio.timeout(self._settings.shutdown_timeout_s if timeout_s is None else timeout_s):
+                async with asyncio.TaskGroup() as group:
+                    for live in list(self._live):
+                        group.create_task(live.submit(Finish()))
+                await self._nobody_left.wait()
+        except TimeoutError:
+            _log.warning("sessions did not finish in time", extra={"sessions": len(self._live)})
+            self._end_all("shutdown")
+
+    @contextmanager
+    def open_session(
+        self, config: SessionConfig, emit: Callable[[Event], None], *, key_id: str | None = None
+    ) -> Iterator[LiveSession]:
+        """Admit a session for the length of the `with` block; whoever opens it also runs it.
+
+        Args:
+            config: how the session begins.
+            emit: takes its events; called on the event loop, must not block.
+            key_id: which key opened the door, for the limit a key.
+
+        Raises:
+            Refused: full, shutting down, or the server does not work.
+        """
+        try:
+            with self.admission.admit(key_id):
+                yield from self._serve(config, emit)
+        except Refused as refusal:
+            self.metrics.sessions_refused.labels(refusal.reason).inc()
+            raise
+
+    def stats(self) -> dict[str, object]:
+        """Return the numbers for `/stats`."""
+        return {
+            "state": self.state,
+            "uptime_s": round(self._clock() - self._started_at, 1),
+            "sessions": {"open": self.admission.in_use, "max": self._settings.max_sessions},
+            "buffered_audio_s": round(self._buffered_s, 1),
+            "latency": self._latencies.summary(),
+            "scheduler": self._workers.scheduler.stats() if self._workers else {},
+            "engine": self.engine_info.name,
+            "vad": self.vad_name,
+        }
+
+    # Parts
+
+    def _start_workers(self, vad: VadModel) -> Workers:
+        batcher = VadBatcher(vad, on_batch=self._note_batch)
+        batcher.start()
+        settings = self._settings
+        streams = self.engine_info.max_streams or _UNLIMITED_STREAMS
+        options = SchedulerOptions(
+            max_partials=streams,
+            max_urgent=streams,
+            longest_interval_s=settings.streaming_chunk_size_sec,
+            decode_timeout_s=settings.decode_timeout_s,
+            queue_timeout_s=settings.queue_timeout_s,
+        )
+        scheduler = StepScheduler(self._engine, options, self.metrics, self._clock)
+        scheduler.start()
+        return Workers(batcher, scheduler, self.metrics, self._latencies, self._clock)
+
+    async def _load(self) -> None:
+        """Start the engine, so that the steps which wait can run."""
+        assert self._workers is not None
+        scheduler = self._workers.scheduler
+        try:
+            await self._engine.start()
+        except EngineError as error:
+            scheduler.engine_failed(error)
+            raise
+        scheduler.engine_ready()
+
+    async def _load_lazily(self) -> None:
+        try:
+            await self._load()
+        except EngineError as error:
+            _log.error("the engine could not be loaded: %s", error.message)
+        except Exception:  # noqa: BLE001 - a task of its own: nobody else would hear of it
+            _log.exception("the engine could not be loaded")
+            assert self._workers is not None
+            self._workers.scheduler.engine_failed(EngineNotReady("The engine could not be loaded."))
+
+    def _want_engine(self) -> None:
+        """Begin to load a lazy engine, once for all who want it; again when that failed."""
+        if self._lazy and (self._loading is None or (self._loading.done() and not self._engine_loaded)):
+            self._loading = asyncio.create_task(self._load_lazily(), name="load the engine")
+
+    @property
+    def _engine_loaded(self) -> bool:
+        return self._workers is not None and self._workers.scheduler.is_open
+
+    # Sessions
+
+    def _serve(self, config: SessionConfig, emit: Callable[[Event], None]) -> Iterator[LiveSession]:
+        if self._workers is None or self.state == "failed":
+            raise Refused("The server is not ready; try again later.", reason="not_ready")
+        if self._workers.scheduler.crowded:
+            raise Refused("All recognition capacity is in use; try again later.", reason="crowded")
+        self._want_engine()
+        live = LiveSession(config, self._live_options(), self._workers, emit)
+        self._live.add(live)
+        self._nobody_left.clear()
+        try:
+            yield live
+        finally:
+            live.end("aborted")
+            self._live.discard(live)
+            if not self._live:
+                self._nobody_left.set()
+
+    def _live_options(self) -> LiveOptions:
+        settings = self._settings
+        session = SessionOptions(
+            default_language=self.engine_info.default_language,
+            max_utterance_s=settings.max_utterance_s,
+            manual_max_s=settings.manual_max_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            finish_timeout_s=settings.finish_timeout_s,
+        )
+        return LiveOptions(
+            session,
+            max_append_s=settings.max_append_s,
+            buffer_high_s=settings.buffer_high_s,
+            buffer_low_s=settings.buffer_low_s,
+            log_transcripts=settings.log_transcripts,
+        )
+
+    def _end_all(self, reason: str) -> None:
+        for live in list(self._live):
+            live.end(reason, ShuttingDown("The server is shutting down."))
+
+    def _note_batch(self, rows: int, seconds: float) -> None:
+        self.metrics.vad_batch_rows.observe(rows)
+        self.metrics.vad_batch_seconds.observe(seconds)
+
+    @property
+    def _buffered_s(self) -> float:
+        return sum(live.buffered_samples for live in tuple(self._live)) / SAMPLE_RATE
+
+
+def _engine(settings: Settings) -> Engine:
+    options = EngineOptions(
+        model_path=settings.qwen3_asr_model_path,
+        dtype=settings.model_dtype,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        max_new_tokens=settings.max_new_tokens,
+        max_decoders=settings.pocketsphinx_decoders,
+    )
+    choice = choose_engine(settings.engine, options)
+    _log.info("engine chosen", extra={"engine": choice.name, "reason": choice.reason})
+    return load_engine(choice.name, options)
