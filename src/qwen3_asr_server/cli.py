@@ -5,23 +5,31 @@ status 1. Knows no protocol and no engine by name.
 """
 
 import argparse
+import asyncio
 import logging
 import platform
+import re
 import socket
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import ValidationError
 
 from qwen3_asr_server import __version__, logs
 from qwen3_asr_server.config import Settings, explain
-from qwen3_asr_server.errors import AsrServerError
+from qwen3_asr_server.errors import AsrServerError, EngineNotReady
 
 if TYPE_CHECKING:
     from qwen3_asr_server.frontends._state import AppState
+    from qwen3_asr_server.runtime.services import Services
 
 logger = logging.getLogger(__name__)
+
+_DISTRIBUTION: Final = "qwen3-asr-realtime-server"
+_RUNTIME_EXTRAS: Final = frozenset({"demo", "audio", "vllm", "transformers", "qwen-asr"})
+_DOCTOR_DEADLINE_S: Final = 600
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -52,7 +60,7 @@ def serve(settings: Settings) -> int:
     try:
         listener = _listen(settings.server_host, settings.server_port)
     except OSError as error:
-        return _fail(f"Cannot listen on {settings.server_host}:{settings.server_port}: {error.strerror or error}.")
+        return _fail(f"Cannot listen on {settings.server_host}:{settings.server_port}: {_reason(error)}.")
     with listener:
         _say_where(settings.server_host, listener.getsockname()[1], server.state)
         server.run(sockets=[listener])
@@ -61,10 +69,28 @@ def serve(settings: Settings) -> int:
 
 def doctor(settings: Settings) -> int:
     """Say what is installed and whether `serve` would work; return 0 if it would, else 1."""
+    from qwen3_asr_server.engines import choose_engine
+    from qwen3_asr_server.engines._base import EngineOptions
+    from qwen3_asr_server.frontends._app import all_warnings
+    from qwen3_asr_server.runtime.services import Services
+
+    logging.getLogger().setLevel(logging.WARNING)
     print(f"qwen3-asr-realtime-server {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in _distributions():
-        print(f"       {name} {_version_of(name)}")
-    return 0
+    complete = _report_packages()
+    try:
+        choice = choose_engine(settings.engine, EngineOptions(model_path=settings.qwen3_asr_model_path))
+        _report("engine", f"{choice.name}: {choice.reason}")
+        services = Services(settings)
+        _report("", services.engine_info.description)
+        asyncio.run(_start_and_stop(services))
+    except AsrServerError as error:
+        _report("FAILED", error.message)
+        return 1
+    _report("model", f"{services.engine_info.model} loads and answers")
+    _report("vad", f"{services.vad_name} loads and answers")
+    for warning in [*all_warnings(settings, services), *_port_warning(settings)]:
+        _report("warning", warning)
+    return 0 if complete else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +128,50 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
-def _say_where(host: str, port: int, state: AppState) -> None:
+def _reason(error: OSError) -> str:
+    # asyncio's and socket's helpers append the address in parentheses, which the sentence already names.
+    return (error.strerror or str(error)).partition(" (")[0]
+
+
+def _port_warning(settings: Settings) -> Iterator[str]:
+    try:
+        _listen(settings.server_host, settings.server_port).close()
+    except OSError as error:
+        yield f"{settings.server_host}:{settings.server_port} cannot be listened on now: {_reason(error)}."
+
+
+def _report_packages() -> bool:
+    """Print the versions of what this package needs, and of the extras that are there; say if all needed ones are."""
+    complete = True
+    for requirement in metadata.requires(_DISTRIBUTION) or ():
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([\w-]+)", requirement)
+        if name == _DISTRIBUTION or (extra and extra[1] not in _RUNTIME_EXTRAS):
+            continue
+        try:
+            _report(f"({extra[1]})" if extra else "package", f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            if not extra and "sys_platform" not in requirement:
+                _report("FAILED", f"{name} is not installed")
+                complete = False
+    return complete
+
+
+def _report(topic: str, text: str) -> None:
+    print(f"{topic:<14} {text}")
+
+
+async def _start_and_stop(services: "Services") -> None:
+    try:
+        async with asyncio.timeout(_DOCTOR_DEADLINE_S):
+            await services.start()
+    except TimeoutError:
+        raise EngineNotReady(f"The engine did not start within {_DOCTOR_DEADLINE_S} s.") from None
+    finally:
+        await services.stop()
+
+
+def _say_where(host: str, port: int, state: "AppState") -> None:
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     info = state.services.engine_info
     logger.info("Version    %s", __version__)

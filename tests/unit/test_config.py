@@ -155,7 +155,11 @@ def test_a_stale_file_is_noticed(tmp_path: Path) -> None:
         "sys.exit(generate.main())"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, ROOT / "scripts", tmp_path], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, ROOT / "scripts", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode == 1
     assert "stale: .env.example" in result.stderr

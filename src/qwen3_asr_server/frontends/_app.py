@@ -125,7 +125,7 @@ def all_warnings(settings: Settings, services: Services) -> Iterator[str]:
     yield from settings.warnings()
     info = services.engine_info
     if not info.production:
-        yield f"The engine {info.name} is for trying the server out, not for production: {info.description}"
+        yield f"The engine {info.name} is not for production: it is there to see the server work."
 
 
 def capabilities_of(settings: Settings, services: Services) -> Capabilities:
