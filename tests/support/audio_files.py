@@ -1,8 +1,10 @@
 """Encoded audio made by FFmpeg (through PyAV), so that our own readers are tested against somebody else's writer."""
 
+from collections.abc import Iterable
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import av
 import numpy as np
@@ -12,6 +14,8 @@ from qwen3_asr_server.domain import SAMPLE_RATE, Samples
 
 Subtype = Literal["u8", "s16le", "s24le", "s32le", "f32le", "f64le", "alaw", "mulaw"]
 SUBTYPES: tuple[Subtype, ...] = get_args(Subtype)
+
+Sliced = TypeVar("Sliced", bytes, Samples)
 
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
@@ -26,6 +30,12 @@ def chirp(seconds: float, rate: int = SAMPLE_RATE, low: float = 200, high: float
     """Return a sweep, float32 [seconds * rate], which matches itself at one delay only."""
     at = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * (low + (high - low) * at / (2 * seconds)) * at)).astype(np.float32)
+
+
+def cut(data: Sliced, cuts: Iterable[int]) -> list[Sliced]:
+    """Return the pieces of `data` between the places in `cuts` (any order, repeats and excess allowed)."""
+    places = [0, *sorted(min(place, len(data)) for place in cuts), len(data)]
+    return [data[start:upto] for start, upto in pairwise(places)]
 
 
 def opus_packets(samples: Samples, rate: int = SAMPLE_RATE, frame_ms: int = 20, channels: int = 1) -> list[bytes]:
