@@ -26,7 +26,7 @@ from qwen3_asr_server.messages import Decode, DecodeFailed, Outcome, Skipped
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
 from qwen3_asr_server.runtime.slots import Crowding, PartialSlots, Waiting, choose, next_due
-from qwen3_asr_server.runtime.steps import close_stream, leaves_stream_usable, perform_step
+from qwen3_asr_server.runtime.steps import close_stream, leaves_stream_usable, open_stream, perform_step
 from qwen3_asr_server.session.recognition import Offer
 
 _log = logging.getLogger(__name__)
@@ -314,7 +314,11 @@ class StepScheduler:
         elif decode.kind is StepKind.PARTIAL:
             self._crowding.partial_waited(waited_s, now)
         if piece.stream is None:
-            piece.stream = self._engine.open_stream(decode.options)
+            opened = open_stream(self._engine, decode)
+            if isinstance(opened, DecodeFailed):
+                self._answer(step, opened)
+                return
+            piece.stream = opened
         self._running[decode.kind] += 1
         step.task = self._group.create_task(perform_step(piece.stream, decode, self._options.decode_timeout_s))
         step.task.add_done_callback(lambda task: self._ended(step, task))

@@ -10,13 +10,23 @@ import uuid
 from typing import Final
 
 from qwen3_asr_server.domain import SAMPLE_RATE, StepKind
-from qwen3_asr_server.engines._base import EngineStream
-from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineTimeout
+from qwen3_asr_server.engines._base import Engine, EngineStream
+from qwen3_asr_server.errors import AsrServerError, EngineCrashed, EngineTimeout
 from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Outcome, Skipped
 
 _log = logging.getLogger(__name__)
 
 _DEADLINE_PER_AUDIO: Final = 0.5
+
+
+def open_stream(engine: Engine, decode: Decode) -> EngineStream | DecodeFailed:
+    """Begin the piece of a decode."""
+    try:
+        return engine.open_stream(decode.options)
+    except AsrServerError as error:
+        return _failed(decode, error)
+    except Exception:  # noqa: BLE001 - the boundary to engines
+        return _failed(decode, _crash("a stream could not be opened"))
 
 
 async def perform_step(stream: EngineStream, decode: Decode, timeout_s: float) -> Outcome:
@@ -32,7 +42,7 @@ async def perform_step(stream: EngineStream, decode: Decode, timeout_s: float) -
             hypothesis = await stream.step(decode.audio, decode.kind)
     except TimeoutError:
         return _failed(decode, EngineTimeout("Recognition took too long."))
-    except EngineError as error:
+    except AsrServerError as error:
         return _failed(decode, error)
     except Exception:  # noqa: BLE001 - the boundary to engines; whatever they raise fails one utterance
         return _failed(decode, _crash("a decode failed"))
@@ -57,7 +67,7 @@ async def close_stream(stream: EngineStream, timeout_s: float) -> None:
         _log.exception("closing a stream failed")
 
 
-def _failed(decode: Decode, error: EngineError) -> DecodeFailed:
+def _failed(decode: Decode, error: AsrServerError) -> DecodeFailed:
     return DecodeFailed(decode.piece, decode.kind, error)
 
 
