@@ -1,0 +1,177 @@
+"""Drive a session machine through every order of events that a server could produce.
+
+Audio is written as a script of `(amplitude, frames)`: the scripted detector's probability of a frame is its
+mean amplitude, and the scripted engine spells what it hears, one letter an 80 ms block that is loud enough.
+So a final is a function of its audio range, and a range that is off by a block shows in the text.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+
+from qwen3_asr_server.domain import FRAME_SAMPLES, GRID_SAMPLES, Hypothesis, Samples, SessionConfig, StepKind
+from qwen3_asr_server.errors import EngineTimeout
+from qwen3_asr_server.messages import (
+    AppendAudio,
+    Command,
+    Committed,
+    Decode,
+    DecodeFailed,
+    Event,
+    Final,
+    Finished,
+    Heard,
+    Outcome,
+    Partial,
+    Release,
+    Scored,
+    ScoreFrames,
+    Skipped,
+    SpeechStarted,
+    SpeechStopped,
+    UtteranceFailed,
+)
+from qwen3_asr_server.session.machine import SessionMachine
+from qwen3_asr_server.session.options import SessionOptions
+
+Script = Sequence[tuple[float, int]]
+
+
+def audio(script: Script) -> Samples:
+    """Return the samples of a script."""
+    parts = [np.full(frames * FRAME_SAMPLES, amplitude, np.float32) for amplitude, frames in script]
+    return np.concatenate([*parts, np.zeros(0, np.float32)])
+
+
+def packets(samples: Samples, sizes: Iterable[int]) -> list[AppendAudio]:
+    """Cut samples into appends of the given sizes, the last of which is repeated."""
+    cut: list[AppendAudio] = []
+    remaining = iter(sizes)
+    size, at = 1600, 0
+    while at < len(samples):
+        size = next(remaining, size)
+        cut.append(AppendAudio(samples[at : at + size]))
+        at += size
+    return cut
+
+
+def spell(samples: Samples) -> str:
+    """Return what the scripted engine hears: a letter for every block, by how loud it is."""
+    means = np.abs(samples[: len(samples) // GRID_SAMPLES * GRID_SAMPLES]).reshape(-1, GRID_SAMPLES).mean(axis=1)
+    return " ".join(chr(ord("a") + int(mean * 25)) for mean in means.tolist() if mean > 0.02)
+
+
+@dataclass
+class Sim:
+    """One session between scripted workers, driven in an order drawn from `rng`."""
+
+    config: SessionConfig
+    rng: Random
+    options: SessionOptions = SessionOptions()
+    final_candidates: bool = True
+    failures: float = 0.0
+    """Share of decodes that fail."""
+    events: list[Event] = field(default_factory=list)
+    decoded: list[Decode] = field(default_factory=list)
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.machine = SessionMachine(self.config, self.options, self.now)
+        self._work: list[ScoreFrames | Decode] = []
+        self._eager = self.rng.choice([0.1, 0.5, 0.9, 1.0])  # how readily input comes before answers
+        self._vad_first = self.rng.random() < 0.5
+        self.peak_buffered = 0
+
+    def run(self, commands: Iterable[Command]) -> list[Event]:
+        """Feed all commands and answer all jobs, in a random order, until nothing is left to do."""
+        waiting = list(commands)[::-1]
+        while waiting or self._work or self.machine.offer():
+            self.now += 0.01
+            choices = [self._answer] * len(self._work) + [self._pull] * (self.machine.offer() is not None)
+            if waiting and (not choices or self.rng.random() < self._eager):
+                self.machine.handle(waiting.pop(), self.now)
+            else:
+                self.rng.choice(choices)()
+            self.collect()
+        return self.events
+
+    def collect(self) -> None:
+        """Take what the machine has to say."""
+        self.peak_buffered = max(self.peak_buffered, self.machine.buffered_samples)
+        self.events += self.machine.events_to_send()
+        for job in self.machine.jobs_to_run():
+            match job:
+                case Release(piece=piece):
+                    self._work = [w for w in self._work if not (isinstance(w, Decode) and w.piece == piece)]
+                case Decode():
+                    self._start(job)
+                case ScoreFrames():
+                    assert not any(isinstance(w, ScoreFrames) for w in self._work), "one VAD job at a time"
+                    self._work.append(job)
+
+    def _start(self, job: Decode) -> None:
+        assert not any(isinstance(w, Decode) and w.piece == job.piece for w in self._work), "one decode a piece"
+        assert len(job.audio) == job.upto - job.start > 0
+        assert len(job.audio) % GRID_SAMPLES == 0
+        self.decoded.append(job)
+        self._work.append(job)
+
+    def _pull(self) -> None:
+        job = self.machine.pull(self.now)
+        assert job is not None
+        assert job.kind is StepKind.PARTIAL
+        self._start(job)
+
+    def _answer(self) -> None:
+        scores = [i for i, job in enumerate(self._work) if isinstance(job, ScoreFrames)]
+        chosen = scores[0] if scores and self._vad_first else self.rng.randrange(len(self._work))
+        job = self._work.pop(chosen)
+        self.machine.outcome(self._outcome(job), self.now)
+
+    def _outcome(self, job: ScoreFrames | Decode) -> Outcome:
+        if isinstance(job, ScoreFrames):
+            return Scored(job.epoch, np.abs(job.frames).mean(axis=1).astype(np.float32))
+        if self.rng.random() < self.failures:
+            return DecodeFailed(job.piece, job.kind, EngineTimeout("too slow"))
+        if job.kind is StepKind.PARTIAL and self.rng.random() < 0.1:
+            return Skipped(job.piece)
+        final = job.kind is StepKind.FINAL or (job.kind is StepKind.CANDIDATE and self.final_candidates)
+        return Heard(job.piece, job.kind, job.upto, Hypothesis(spell(job.audio), "en", final=final))
+
+
+def finals(events: Sequence[Event]) -> list[str]:
+    """Return the transcripts in order."""
+    return [event.text for event in events if isinstance(event, Final)]
+
+
+def assert_conversation(events: Sequence[Event], *, vad: bool) -> None:
+    """Check what must hold of every session that was finished."""
+    order: dict[int, list[type[Event]]] = {}
+    stable: dict[int, str] = {}
+    committed: list[int] = []
+    ended: list[int] = []
+    for event in events:
+        match event:
+            case SpeechStarted(item=item) | SpeechStopped(item=item):
+                assert vad, "Manual mode has no speech events"
+                order.setdefault(item, []).append(type(event))
+            case Committed(item=item, previous=previous):
+                assert previous == (committed[-1] if committed else None)
+                committed.append(item)
+                order.setdefault(item, []).append(Committed)
+            case Partial(item=item, stable=text):
+                assert text.startswith(stable.get(item, "")), "a stable prefix was rewritten"
+                stable[item] = text
+                assert item not in ended, "a partial after the final"
+                assert vad or item in committed, "Manual mode shows nothing before the commit"
+            case Final(item=item) | UtteranceFailed(item=item):
+                assert item in committed
+                ended.append(item)
+    expected = [SpeechStarted, SpeechStopped, Committed] if vad else [Committed]
+    assert all(seen == expected for seen in order.values()), order
+    assert ended == committed, "each committed item ends once, in order"
+    assert isinstance(events[-1], Finished)
+    assert sum(isinstance(event, Finished) for event in events) == 1
+
