@@ -71,7 +71,13 @@ class Page:
         """Load a page; scripts may still be running afterwards."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
+        await self.resize(1200, 800)
         await self.call("Page.navigate", url=url)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Give the page so many pixels, whatever frame the browser would draw around it."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        await self.call("Emulation.setDeviceMetricsOverride", **metrics)
 
     async def evaluate(self, expression: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Return the value of a JavaScript expression, awaited if it is a promise, as if the user had asked."""
@@ -126,11 +132,11 @@ class Page:
 
 
 @asynccontextmanager
-async def browser_page(profile: Path, flags: Sequence[str] = (), size: str = "1200,800") -> AsyncIterator[Page]:
+async def browser_page(profile: Path, flags: Sequence[str] = ()) -> AsyncIterator[Page]:
     """Start a browser with an empty profile and yield its tab; the browser is gone afterwards."""
     binary = shutil.which("chromium")
     assert binary, "the browser test needs Debian's package `chromium`"
-    command = [binary, *FLAGS, f"--window-size={size}", f"--user-data-dir={profile}", *flags, "about:blank"]
+    command = [binary, *FLAGS, f"--user-data-dir={profile}", *flags, "about:blank"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True
     )
@@ -138,15 +144,15 @@ async def browser_page(profile: Path, flags: Sequence[str] = (), size: str = "12
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             address = await _devtools_address(process.stderr)
-        async with asyncio.TaskGroup() as tasks, connect(address, max_size=None, proxy=None) as socket:
-            drain = tasks.create_task(_drain(process.stderr))
+        async with connect(address, max_size=None, proxy=None) as socket:
             page = Page(socket, await _attach(socket))
-            listener = tasks.create_task(page.listen())
+            # Not a TaskGroup: it would wrap every failed assertion of a test into an ExceptionGroup.
+            helpers = asyncio.gather(page.listen(), _drain(process.stderr))
             try:
                 yield page
             finally:
-                listener.cancel()
-                drain.cancel()
+                helpers.cancel()
+                await asyncio.gather(helpers, return_exceptions=True)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

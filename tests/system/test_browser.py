@@ -116,7 +116,7 @@ def test_packets_are_100_ms(played: Played) -> None:
 def test_page_says_what_the_engine_is_good_for(played: Played, server: ServerProcess) -> None:
     engine = server.get("/")["engine"]
     assert engine["description"] in played.banner
-    assert "not for production" in played.banner
+    assert "Not for production" in played.banner
 
 
 def test_page_has_nothing_to_complain_about(played: Played) -> None:

@@ -7,12 +7,19 @@ import { Problem, RealtimeSession, fetchInfo } from "./realtime.js";
 const STATES = {
   loading: "Loading",
   unreachable: "Server not reached",
+  unready: "Server not ready",
   idle: "Ready",
   starting: "Connecting",
   listening: "Listening",
   paused: "Paused by the browser",
   finishing: "Waiting for the last results",
 };
+const UNREADY = {
+  loading: "The recogniser is loading. This page goes on by itself.",
+  draining: "The server is shutting down.",
+  failed: "The server could not start its recogniser. Its log says why.",
+};
+const RETRY_MS = 2000;
 const WAITING_PACKETS = 200; // 20 s of audio taken while the session opens
 
 const $ = (id) => document.getElementById(id);
@@ -25,6 +32,7 @@ let finalCount = 0;
 let serverError = "";
 let needsKey = false;
 
+setState("loading");
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   if (document.body.dataset.state === "idle") start();
@@ -39,10 +47,12 @@ document.addEventListener("visibilitychange", () => {
 load();
 
 async function load() {
-  setState("loading");
   try {
-    showInfo(await fetchInfo());
-    setState("idle");
+    const info = await fetchInfo();
+    showInfo(info);
+    showProblem(UNREADY[info.status] ?? "");
+    setState(info.status in UNREADY ? "unready" : "idle");
+    if (info.status in UNREADY) setTimeout(load, RETRY_MS);
   } catch (error) {
     setState("unreachable");
     showProblem(error instanceof Problem ? error.message : "The server cannot be reached. Is it running? Then reload.");
@@ -222,10 +232,10 @@ function showInfo(info) {
   $("engine-name").textContent = engine.name === engine.model ? engine.name : `${engine.name} · ${engine.model}`;
   $("engine-description").textContent = engine.description;
   $("engine").classList.toggle("warning", !engine.production);
-  $("engine-note").textContent = engine.production ? "" : "For trying the server out, not for production";
+  $("engine-note").textContent = engine.production ? "" : "Not for production";
   const names = new Intl.DisplayNames(["en"], { type: "language" });
-  const languages = [...engine.languages].map((code) => [names.of(code), code]).sort();
-  for (const [name, code] of languages) $("language").append(new Option(name, code));
+  const languages = engine.languages.map((code) => [names.of(code), code]).sort();
+  $("language").replaceChildren($("language").firstElementChild, ...languages.map((entry) => new Option(...entry)));
   if (info.demo?.silence_duration_ms) $("silence").value = info.demo.silence_duration_ms;
   showSilence();
   needsKey = Boolean(info.auth_required);

@@ -105,7 +105,7 @@ export class RealtimeSession {
           this.#settle.over.resolve();
           this.#socket.close(1000);
         } else {
-          this.#end("The server has ended the session.");
+          this.#end("The server has ended the session, perhaps to shut down. Try again in a moment.");
         }
         break;
       case "error":
