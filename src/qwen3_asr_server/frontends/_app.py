@@ -1,6 +1,6 @@
 """The application: settings in, an ASGI app with every door out.
 
-Finds the wire protocols (`PROTOCOL`) and HTTP front ends (`router`) by looking into their packages, puts
+Serves every wire protocol there is and every HTTP front end beside it (a module that exposes `router`), puts
 access control in front of all of them, and ties the runtime's life to the app's. The only front end that
 knows the settings. Called by `cli` and by tests.
 """
@@ -11,14 +11,13 @@ import logging
 import pkgutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, WebSocket
 from starlette.middleware.cors import CORSMiddleware
 
-from qwen3_asr_server import __version__, frontends, protocols
+from qwen3_asr_server import __version__, frontends
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import TurnDetection
 from qwen3_asr_server.errors import AsrServerError
@@ -27,6 +26,7 @@ from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Ti
 from qwen3_asr_server.frontends._server import Server
 from qwen3_asr_server.frontends._state import AppState
 from qwen3_asr_server.frontends._websocket import serve_websocket
+from qwen3_asr_server.protocols import load_protocol, protocol_names
 from qwen3_asr_server.protocols._base import Capabilities, ServerProtocol
 from qwen3_asr_server.runtime.services import Services
 
@@ -69,12 +69,12 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         services: the runtime it serves; made from the settings when None. The app starts and stops it.
     """
     services = services or Services(settings)
-    found = {protocol.name: protocol for protocol in _discover(protocols, "PROTOCOL")}
+    found = [load_protocol(name) for name in protocol_names()]
     state = AppState(
         services=services,
         tickets=Tickets(settings.ticket_ttl_s),
         auth_required=bool(settings.api_keys),
-        realtime_paths={name: protocol.path for name, protocol in found.items()},
+        realtime_paths={protocol.name: protocol.path for protocol in found},
         limits={name: getattr(settings, name) for name in _LIMITS},
         warnings=tuple(all_warnings(settings, services)),
         page_silence_ms=settings.vad_silence_duration_ms,
@@ -89,10 +89,9 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     )
     app.state.asr = state
     _errors.install(app)
-    for router in _discover(frontends, "router"):
-        assert isinstance(router, APIRouter)
+    for router in _routers():
         app.include_router(router)
-    for protocol in found.values():
+    for protocol in found:
         _mount_protocol(app, protocol, services, capabilities_of(settings, services))
     _mount_elsewhere(app, state)
     _guard(app, settings, state.tickets)
@@ -145,13 +144,13 @@ def capabilities_of(settings: Settings, services: Services) -> Capabilities:
     )
 
 
-def _discover(package: ModuleType, attribute: str) -> Iterator[Any]:
-    """Yield what the package's modules expose under one name; a leading underscore hides a module."""
-    for module in pkgutil.iter_modules(package.__path__):
+def _routers() -> Iterator[APIRouter]:
+    """Yield the `router` of every module beside this one whose name has no leading underscore."""
+    for module in pkgutil.iter_modules(frontends.__path__):
         if not module.name.startswith("_"):
-            found = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), attribute, None)
-            if found is not None:
-                yield found
+            router = getattr(importlib.import_module(f"{frontends.__name__}.{module.name}"), "router", None)
+            if isinstance(router, APIRouter):
+                yield router
 
 
 def _mount_protocol(
