@@ -62,7 +62,7 @@ def test_a_batch_of_streams_scores_as_each_alone(vad: VadModel) -> None:
         probabilities, states = vad.score(frames, states)
         together.append(probabilities)
     alone = [score_alone(vad, frames) for frames in streams]
-    np.testing.assert_allclose(np.stack(together, axis=1), np.stack(alone), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(np.stack(together, axis=1), np.stack(alone), atol=1e-6, rtol=0)
 
 
 def test_silence_is_not_speech(vad: VadModel) -> None:

@@ -110,7 +110,7 @@ async def test_streams_scored_together_get_what_each_gets_alone(max_rows: int) -
         together = await asyncio.gather(
             *(score_in_packets(batcher.open(), frames, random.Random(seed)) for seed, frames in enumerate(clips[:6]))
         )
-    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
 
 
 async def test_a_stream_remembers_between_requests_until_it_is_reset() -> None:
