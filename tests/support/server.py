@@ -1,4 +1,7 @@
-"""The real application on a real port: in a thread of this process, or as a process of its own."""
+"""The real application on a real port: in a thread of this process, or as a child whose end is watched.
+
+For tests of the server's own life. `support.process` is for those that only need a server to talk to.
+"""
 
 import os
 import re
@@ -39,7 +42,7 @@ class RunningServer:
 
 
 @dataclass(frozen=True)
-class ServerProcess:
+class ChildServer:
     """A server in a process of its own."""
 
     http_url: str
@@ -104,7 +107,7 @@ def is_ready(server: Server) -> bool:
 @contextmanager
 def server_process(
     environment: Mapping[str, str] | None = None, *arguments: str, wait: bool = True
-) -> Iterator[ServerProcess]:
+) -> Iterator[ChildServer]:
     """Run `python -m qwen3_asr_server` while the `with` block runs; kill what is left of it afterwards."""
     with TemporaryDirectory() as folder:
         log_path = Path(folder) / "log"
@@ -121,7 +124,7 @@ def server_process(
             )
         try:
             address = _address_in(log_path, process)
-            server = ServerProcess(f"http://{address}", f"ws://{address}{REALTIME}", process, log_path)
+            server = ChildServer(f"http://{address}", f"ws://{address}{REALTIME}", process, log_path)
             if wait:
                 wait_until(lambda: answers_ready(server.http_url), READY_DEADLINE_S)
             yield server
@@ -146,15 +149,6 @@ def wait_until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, f"waited {deadline_s} s in vain"
         pause.wait(0.01)
-
-
-def process_exists(pid: int) -> bool:
-    """Say whether a process runs; one that only waits to be reaped does not."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text("utf-8")
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def _address_in(log_path: Path, process: subprocess.Popen[bytes]) -> str:
