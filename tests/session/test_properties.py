@@ -5,11 +5,11 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.session_sim import Script, Sim, assert_conversation, audio, finals, packets
 
 from qwen3_asr_server.domain import SAMPLE_RATE, SessionConfig, StepKind, TurnDetection
 from qwen3_asr_server.messages import Commit, Finish, Finished, SpeechStarted, SpeechStopped
 from qwen3_asr_server.session.options import SessionOptions
+from support.session_sim import Script, Sim, assert_conversation, audio, finals, packets
 
 AMPLITUDES = st.sampled_from([0.0, 0.0, 0.01, 0.38, 0.45, 0.6, 0.8, 0.99])
 SCRIPTS = st.lists(st.tuples(AMPLITUDES, st.integers(1, 60)), max_size=14)

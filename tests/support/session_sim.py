@@ -174,4 +174,3 @@ def assert_conversation(events: Sequence[Event], *, vad: bool) -> None:
     assert ended == committed, "each committed item ends once, in order"
     assert isinstance(events[-1], Finished)
     assert sum(isinstance(event, Finished) for event in events) == 1
-
