@@ -4,13 +4,16 @@ import base64
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen3_asr_server.messages import Clear, Commit, Configure, Finish
 from qwen3_asr_server.protocols import load_protocol
 from qwen3_asr_server.protocols._dashscope_frames import Malformed
 from support.conversation import Conversation
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Tests share their cores; how long an example takes says nothing here."""
 
 TEXT = st.text(st.characters(codec=None), max_size=40)
 """Any text, halves of surrogate pairs included: JSON can carry them."""
@@ -88,6 +91,7 @@ MESSAGES = st.one_of(
 )
 
 
+@unhurried
 @given(MESSAGES)
 def test_parse_never_raises_and_knows_only_events_with_a_type(message: str | bytes) -> None:
     parsed = load_protocol("dashscope_realtime").parse(message)
@@ -95,6 +99,7 @@ def test_parse_never_raises_and_knows_only_events_with_a_type(message: str | byt
         assert isinstance(parsed, Malformed)
 
 
+@unhurried
 @given(st.lists(MESSAGES, max_size=8))
 def test_each_message_has_the_one_effect_it_may_have(messages: list[str | bytes]) -> None:
     talk = Conversation()
@@ -119,6 +124,7 @@ def test_each_message_has_the_one_effect_it_may_have(messages: list[str | bytes]
     talk.is_alive()
 
 
+@unhurried
 @given(SESSION, SESSION)
 def test_an_update_is_obeyed_whole_or_not_at_all(first: dict[str, Any], second: dict[str, Any]) -> None:
     talk = Conversation()
@@ -136,6 +142,7 @@ def test_an_update_is_obeyed_whole_or_not_at_all(first: dict[str, Any], second: 
         talk.is_silent()
 
 
+@unhurried
 @given(SESSION)
 def test_an_accepted_update_sent_again_changes_nothing(session: dict[str, Any]) -> None:
     talk = Conversation()
@@ -147,6 +154,7 @@ def test_an_accepted_update_sent_again_changes_nothing(session: dict[str, Any]) 
     assert talk.protocol.config == config
 
 
+@unhurried
 @given(SESSION)
 def test_the_config_stays_within_its_limits(session: dict[str, Any]) -> None:
     talk = Conversation()
@@ -162,6 +170,7 @@ def test_the_config_stays_within_its_limits(session: dict[str, Any]) -> None:
         assert 0 <= detection.prefix_padding_ms <= 2000
 
 
+@unhurried
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=30))
 def test_only_a_row_of_errors_ends_the_connection(limit: int, pattern: list[bool]) -> None:
     talk = Conversation(max_errors=limit)
@@ -174,6 +183,7 @@ def test_only_a_row_of_errors_ends_the_connection(limit: int, pattern: list[bool
         row = 0 if good else row + 1
 
 
+@unhurried
 @given(st.sampled_from([Commit(), Clear()]), TEXT)
 def test_event_ids_of_any_shape_travel_with_their_command(command: Commit | Clear, event_id: str) -> None:
     talk = Conversation()
