@@ -327,7 +327,8 @@ class StepScheduler:
         self._running[step.decode.kind] -= 1
         self._wake.set()
         if task.cancelled():
-            self._close(step.piece)
+            if step.dropped:  # else the scheduler itself was cancelled, and can start nothing more
+                self._close(step.piece)
             return
         outcome = task.result()
         self._note_service(step, outcome)
