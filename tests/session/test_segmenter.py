@@ -61,8 +61,18 @@ def told(mark: Mark) -> str:
         pytest.param(
             # the second utterance starts 832 ms after the first ended; its lead-in has room
             [(True, 20), (False, 26), (True, 20), (False, 26)],
-            ["item 0", "piece 0", "pause 880", "cut 880", "end 640"]
-            + ["item 1472", "piece 1172", "pause 2292", "cut 2292", "end 2112"],
+            [
+                "item 0",
+                "piece 0",
+                "pause 880",
+                "cut 880",
+                "end 640",
+                "item 1472",
+                "piece 1172",
+                "pause 2292",
+                "cut 2292",
+                "end 2112",
+            ],
             id="two utterances",
         ),
     ],
@@ -82,7 +92,7 @@ def test_ranges_do_not_depend_on_the_silence_setting(silence_ms: int) -> None:
     turn = TurnDetection(silence_ms=silence_ms)
     _, marks = run([(False, 20), (True, 33), (False, 70), (True, 5), (False, 70)], turn)
     assert [m for m in marks if not m.startswith("pause")] == (
-        ["item 640", "piece 340", "cut 1860", "end 1696"] + ["item 3936", "piece 3636", "cut 4276", "end 4096"]
+        ["item 640", "piece 340", "cut 1860", "end 1696", "item 3936", "piece 3636", "cut 4276", "end 4096"]
     )
 
 
