@@ -8,6 +8,8 @@ number. Knows nothing about streams or who is allowed to use the process: that i
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import sys
 from typing import Final, cast
 
@@ -97,10 +99,10 @@ class DecoderProcess(asyncio.SubprocessProtocol):
     def kill(self) -> None:
         """End the process at once. Safe at any time and more than once."""
         self._killed = True
-        if self._transport is not None:
+        if self._transport is not None and self._transport.get_returncode() is None:
+            # Not by the transport: that would also collect the exit status, under the feet of the loop's watcher.
             with contextlib.suppress(ProcessLookupError):
-                self._transport.kill()
-            self._transport.close()
+                os.kill(self._transport.get_pid(), signal.SIGKILL)
 
     async def ended(self) -> None:
         """Wait until there is no process, which is also the case before it was started."""
@@ -146,6 +148,8 @@ class DecoderProcess(asyncio.SubprocessProtocol):
         """Note the death and tell whoever waits."""
         self._ended.set()
         self._fail("the decoder process ended")
+        if self._transport is not None:
+            self._transport.close()
 
     def _heard(self, number: int, told: int, body: bytes) -> None:
         if number != self._number:

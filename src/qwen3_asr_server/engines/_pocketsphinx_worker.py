@@ -8,6 +8,7 @@ Linux the kernel also kills it when its parent dies. It knows nothing about sess
 import os
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from qwen3_asr_server.engines._pocketsphinx_wire import HEADER, MAX_BODY_BYTES, READY, Ask, Report, Told, message
@@ -80,6 +81,10 @@ class Utterance:
             self._decoder.end_utt()
         self._rest = b""
         self._decoder.set_cmn(CEPSTRAL_MEAN)
+        with warnings.catch_warnings():
+            # The library calls this unnecessary; measured, it is what makes the decoder forget the last noise floor.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._decoder.start_stream()
         self._decoder.start_utt()
         self._open = True
 
