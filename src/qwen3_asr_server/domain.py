@@ -18,6 +18,9 @@ Samples = npt.NDArray[np.float32]
 SAMPLE_RATE: Final = 16_000
 """Hz. The rate of every sample index in the server."""
 
+FRAME_SAMPLES: Final = 512
+"""32 ms: the frame that a voice activity detector scores."""
+
 GRID_SAMPLES: Final = 1_280
 """80 ms: every decode ends on this grid, counted from the start of its piece.
 
