@@ -8,6 +8,7 @@ It does not know what is in the packets. Called by `opus`.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,29 +40,39 @@ class OggPage:
 
 
 class OggReader:
-    """An incremental demuxer."""
+    """An incremental demuxer.
+
+    Attributes:
+        broken: what should be a page is none, or the stream's first page is missing. There is no way on.
+    """
 
     def __init__(self) -> None:
+        self.broken = False
         self._buffer = bytearray()
         self._serial: int | None = None
         self._partial = bytearray()
 
-    def feed(self, data: bytes) -> list[OggPage]:
-        """Take in the next bytes and return the pages that are complete now.
+    def feed(self, data: bytes) -> Iterator[OggPage]:
+        """Take in the next bytes and yield the pages that are complete now, one at a time to save memory.
+
+        Exhaust the iterator before the next call: pages that were not taken come again.
 
         Raises:
-            InvalidAudio: what should be a page is none, or the stream's first page is missing. There is no
-                way on from there: drop the reader.
+            InvalidAudio: the stream is `broken`, now or since earlier.
         """
         self._buffer += data
-        pages, at = list[OggPage](), 0
-        while size := self._page_bytes(at):
-            page = self._read_page(bytes(self._buffer[at : at + size]))
-            if page is not None:
-                pages.append(page)
-            at += size
-        del self._buffer[:at]
-        return pages
+        at = 0
+        try:
+            while size := self._page_bytes(at):
+                page = self._read_page(bytes(self._buffer[at : at + size]))
+                at += size
+                if page is not None:
+                    yield page
+        except InvalidAudio:
+            self.broken = True
+            raise
+        finally:
+            del self._buffer[:at]
 
     def _page_bytes(self, at: int) -> int:
         """Return the size of the page that begins at `at`, 0 while it is not complete."""

@@ -8,6 +8,9 @@ Called by the decoder; heavy enough that the driver does that on a worker thread
 """
 
 import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import av
@@ -42,7 +45,7 @@ class OpusPackets:
         Raises:
             InvalidAudio: these bytes are no opus packet; the next one is read as usual.
         """
-        return self._resampler.process(self._codec.decode(data))
+        return self._resampler.process(self._codec.decode([data]))
 
     def flush(self) -> Samples:
         """Return what the resampler holds back."""
@@ -54,69 +57,75 @@ class OggOpus:
 
     Args:
         max_append_s: longest audio in one message, in seconds. Decoding stops at the page that passes it.
-
-    Attributes:
-        broken: it is no Ogg Opus stream (any more); every `decode` raises.
     """
 
     def __init__(self, max_append_s: float) -> None:
-        self.broken = False
         self._max_append_s = max_append_s
         self._reader = OggReader()
         self._codec = _OpusCodec()
         self._resampler = Resampler(OPUS_RATE)
+        self._foreign = False
         self._gain = 1.0
         self._to_skip = 0
         self._granule = 0
+
+    @property
+    def broken(self) -> bool:
+        """It is no Ogg Opus stream (any more); every `decode` raises."""
+        return self._foreign or self._reader.broken
 
     def decode(self, data: bytes) -> Samples:
         """Decode the pages that these bytes complete.
 
         Raises:
-            InvalidAudio: a packet cannot be read, or there is too much audio: this message's audio is
-                dropped and the stream goes on. Or the stream is `broken`.
+            InvalidAudio: a packet cannot be read, or there is too much audio: the audio of this message and
+                what was held back before it are dropped, and the stream goes on. Or the stream is `broken`.
         """
         if self.broken:
             raise InvalidAudio("the Ogg stream could not be read before")
-        parts, count = [np.empty(0, np.float32)], 0
-        for page in self._pages(data):
-            if page.first:
-                self._begin(page)
-                continue
-            parts.append(self._decode_page(page))
-            count += len(parts[-1])
-            if count > self._max_append_s * OPUS_RATE:
-                raise InvalidAudio(f"more than {self._max_append_s:g} s of audio in one message")
-        return self._resampler.process(np.concatenate(parts))
+        pages = self._reader.feed(data)
+        try:
+            return self._decode_pages(pages)
+        except InvalidAudio:
+            self._resampler.flush()
+            with suppress(InvalidAudio):
+                deque(pages, maxlen=0)
+            raise
 
     def flush(self) -> Samples:
         """Return what the resampler holds back; an incomplete page is lost."""
         return self._resampler.flush()
 
-    def _pages(self, data: bytes) -> list[OggPage]:
-        try:
-            return self._reader.feed(data)
-        except InvalidAudio:
-            self.broken = True
-            raise
+    def _decode_pages(self, pages: Iterator[OggPage]) -> Samples:
+        """Resample page by page: at 48 kHz, a long message would take three times the memory."""
+        parts, decoded = [np.empty(0, np.float32)], 0
+        for page in pages:
+            if page.first:
+                self._begin(page)
+                continue
+            samples = self._decode_page(page)
+            decoded += len(samples)
+            if decoded > self._max_append_s * OPUS_RATE:
+                raise InvalidAudio(f"more than {self._max_append_s:g} s of audio in one message")
+            parts.append(self._resampler.process(samples))
+        return np.concatenate(parts)
 
     def _begin(self, page: OggPage) -> None:
         """Read the identification header, which fills the first page of a stream."""
         head = page.packets[0] if page.packets else b""
         if len(head) < _HEAD.size or not head.startswith(b"OpusHead"):
-            self.broken = True
+            self._foreign = True
             raise InvalidAudio("the Ogg stream is not Opus")
         _, version, channels, self._to_skip, _, gain_q8_db, mapping = _HEAD.unpack_from(head)
         if version >= 16 or not 1 <= channels <= 2 or mapping != 0:
-            self.broken = True
+            self._foreign = True
             raise InvalidAudio("unsupported Ogg Opus stream: only mono and stereo can be read")
         self._gain = 10 ** (gain_q8_db / 256 / 20)
         self._granule = 0
         self._codec.reset()
 
     def _decode_page(self, page: OggPage) -> Waveform:
-        packets = [packet for packet in page.packets if packet and not packet.startswith(_TAGS)]
-        samples = np.concatenate([np.empty(0, np.float32), *map(self._codec.decode, packets)])
+        samples = self._codec.decode([packet for packet in page.packets if packet and not packet.startswith(_TAGS)])
         if page.last and self._granule <= page.granule:
             samples = samples[: page.granule - self._granule]
         self._granule = max(self._granule, page.granule)
@@ -133,18 +142,17 @@ class _OpusCodec:
         self._context = av.CodecContext.create("libopus", "r")
         self._context.layout = "mono"
 
-    def decode(self, packet: bytes) -> Waveform:
+    def decode(self, packets: Iterable[bytes]) -> Waveform:
+        """Decode packets that follow one another; none may be empty."""
+        parts = [np.empty(0, np.int16)]
         try:
-            frames = self._context.decode(av.Packet(packet))
+            for packet in packets:
+                parts += [frame.to_ndarray()[0] for frame in self._context.decode(av.Packet(packet))]
         except FFmpegError as error:
             raise InvalidAudio("an opus packet that cannot be decoded") from error
-        return np.concatenate([np.empty(0, np.float32), *(_mono(frame) for frame in frames)])
+        samples: Waveform = np.concatenate(parts).astype(np.float32) / np.float32(2**15)
+        return samples
 
     def reset(self) -> None:
         """Forget the stream so far."""
         self._context.flush_buffers()
-
-
-def _mono(frame: av.AudioFrame) -> Waveform:
-    samples: Waveform = frame.to_ndarray()[0].astype(np.float32) / np.float32(2**15)
-    return samples

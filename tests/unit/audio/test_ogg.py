@@ -19,13 +19,13 @@ def page(lacing: list[int], flags: int = 0, granule: int = 0, serial: int = 1, f
 
 
 def test_lacing_makes_packets() -> None:
-    pages = OggReader().feed(page([3, 255, 255, 1, 0, 255, 0], FIRST, granule=7))
+    pages = list(OggReader().feed(page([3, 255, 255, 1, 0, 255, 0], FIRST, granule=7)))
     assert pages == [OggPage((b"aaa", b"a" * 511, b"", b"a" * 255), 7, first=True, last=False)]
 
 
 def test_a_packet_may_span_pages() -> None:
     stream = page([2], FIRST) + page([255, 255], granule=-1, fill=0x62) + page([9, 1], CONTINUED | LAST, 5, fill=0x63)
-    assert OggReader().feed(stream) == [
+    assert list(OggReader().feed(stream)) == [
         OggPage((b"aa",), 0, first=True, last=False),
         OggPage((), -1, first=False, last=False),
         OggPage((b"b" * 510 + b"c" * 9, b"c"), 5, first=False, last=True),
@@ -46,7 +46,7 @@ def test_only_the_head_of_an_endless_packet_is_kept() -> None:
     reader = OggReader()
     (first,) = reader.feed(page([255] * 255, FIRST))
     for _ in range(100):
-        reader.feed(page([255] * 255, CONTINUED))
+        assert [middle.packets for middle in reader.feed(page([255] * 255, CONTINUED))] == [()]
     (last,) = reader.feed(page([1], CONTINUED))
     assert first.packets == ()
     assert 128 * 1024 <= len(last.packets[0]) < 129 * 1024
@@ -63,8 +63,12 @@ def test_only_the_head_of_an_endless_packet_is_kept() -> None:
     ids=["no first page", "lost boundary", "unknown version", "no Ogg"],
 )
 def test_what_is_no_ogg_is_refused(stream: bytes, message: str) -> None:
+    reader = OggReader()
     with pytest.raises(InvalidAudio, match=message):
-        OggReader().feed(stream)
+        list(reader.feed(stream))
+    assert reader.broken
+    with pytest.raises(InvalidAudio):
+        list(reader.feed(b""))
 
 
 @given(
@@ -77,7 +81,7 @@ def test_what_is_no_ogg_is_refused(stream: bytes, message: str) -> None:
 def test_the_cut_does_not_matter(pages: list[tuple[list[int], int, int]], cuts: list[int]) -> None:
     stream = page([1], FIRST) + b"".join(page(lacing, flags, serial=serial) for lacing, flags, serial in pages)
     reader = OggReader()
-    assert [page for piece in cut(stream, cuts) for page in reader.feed(piece)] == OggReader().feed(stream)
+    assert [page for piece in cut(stream, cuts) for page in reader.feed(piece)] == list(OggReader().feed(stream))
 
 
 @given(st.lists(st.binary(max_size=80)))
@@ -85,4 +89,4 @@ def test_garbage_is_refused_cleanly(pieces: list[bytes]) -> None:
     reader = OggReader()
     with suppress(InvalidAudio):
         for piece in pieces:
-            reader.feed(b"OggS\0" + piece)
+            assert len(list(reader.feed(b"OggS\0" + piece))) <= 3
