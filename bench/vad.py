@@ -29,7 +29,7 @@ from qwen3_asr_server.vad._batcher import VadBatcher, VadStream
 BATCHES = (1, 4, 16, 32, 64, 256)
 FRAMES_A_BATCH = 12_800
 """Frames scored for each batch size."""
-DEFAULT_GATHER_MS = 8.0
+DEFAULT_GATHER_MS = 5.0
 
 
 def measure_model(model: VadModel, speech: Floats, rows: int) -> dict[str, Any]:

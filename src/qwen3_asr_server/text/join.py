@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from qwen3_asr_server.text.units import is_unspaced, split_units
 
 _CLOSING = frozenset(".,;:!?…)]}%")
+_MAX_UNIT_CHARS = 40
 
 
 def joint(left: str, right: str) -> str:
@@ -42,8 +43,10 @@ def merge_overlap(left: str, right: str, max_units: int = 12) -> tuple[str, str]
     Returns:
         Both texts for `join_texts`; unchanged if they share no run.
     """
-    heads = split_units(right)[:max_units]
-    tails = split_units(left)[-max_units:]
+    window = max_units * _MAX_UNIT_CHARS
+    far = max(0, len(left) - window)
+    heads = split_units(right[:window])[:max_units]
+    tails = split_units(left[far:])[-max_units:]
     best = (0, 0, 0, 0)
     for i in range(len(tails)):
         for j in range(len(heads)):
@@ -60,4 +63,4 @@ def merge_overlap(left: str, right: str, max_units: int = 12) -> tuple[str, str]
     size, _, left_units, right_units = best
     if not size:
         return left, right
-    return left[: tails[left_units - 1].end], right[heads[right_units - 1].end :].lstrip()
+    return left[: far + tails[left_units - 1].end], right[heads[right_units - 1].end :].lstrip()

@@ -45,7 +45,7 @@ class VadBatcher:
         model: VadModel,
         *,
         max_rows: int = 64,
-        gather_s: float = 0.008,
+        gather_s: float = 0.005,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self._model = model
@@ -138,8 +138,8 @@ class VadBatcher:
 
     def _score_next(self, requests: "Sequence[_Request]") -> None:
         started = time.perf_counter()
-        frames = np.stack([request.frames[request.scored] for request in requests])
-        states = np.stack([request.state for request in requests])
+        frames = np.array([request.frames[request.scored] for request in requests])
+        states = np.array([request.state for request in requests])
         probabilities, states = self._model.score(frames, states)
         for request, probability, state in zip(requests, probabilities, states, strict=True):
             request.probabilities[request.scored] = probability

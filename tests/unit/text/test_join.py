@@ -49,6 +49,7 @@ def test_joining_keeps_every_character_and_does_not_depend_on_grouping(parts: li
         ),
         pytest.param("it goes on and on", "on and on forever", "it goes on and on forever", id="repetition"),
         pytest.param("no no no", "no no yes", "no no no yes", id="repetition longer than the overlap"),
+        pytest.param("let it go", "go go home", "let it go go home", id="of two matches the nearer one"),
         pytest.param("all of it", "of it", "all of it", id="nothing new"),
         pytest.param("all of it", "what else", "all of it what else", id="nothing common"),
         pytest.param("the cat sat on a", "mat the dog ran", "the cat sat on a mat the dog ran", id="chance match"),
@@ -69,6 +70,11 @@ def test_the_search_is_bounded() -> None:
     left, right = "a b c d", "a b c d e"
     assert merge_overlap(left, right, max_units=4) == ("a b c d", "e")
     assert merge_overlap("x " + left, "y z " + right, max_units=2) == ("x " + left, "y z " + right)
+
+
+def test_the_end_of_a_long_text_is_enough() -> None:
+    left = "so it goes on " * 1000 + "to the sto"
+    assert join_texts(merge_overlap(left, "to the store")) == left + "re"
 
 
 words = st.lists(st.sampled_from([f"w{i}" for i in range(40)]), max_size=12, unique=True)

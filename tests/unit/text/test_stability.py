@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_server.domain import Word
-from qwen3_asr_server.text.stability import StablePrefix
+from qwen3_asr_server.text.stability import StablePrefix, tail_after
 from qwen3_asr_server.text.units import split_units
 
 AGE = 100
@@ -60,6 +60,13 @@ def test_word_times_decide_the_age(text: str, ends: Sequence[int], stable: str) 
     assert prefix.update(text, words_of(text, ends), 200) == stable
 
 
+def test_what_is_confirmed_stays_when_times_move() -> None:
+    prefix = StablePrefix(AGE)
+    for upto, ends in ((199, [20, 60]), (200, [20, 60]), (201, [20, 150])):
+        prefix.update("go home", words_of("go home", ends), upto)
+    assert prefix.confirmed == "go home"
+
+
 def test_one_word_time_may_cover_several_characters() -> None:
     prefix = StablePrefix(AGE)
     words = [Word("今天", 0, 50), Word("天气", 50, 150)]
@@ -102,6 +109,10 @@ def test_tail_reads_on_after_the_confirmed_words(text: str, tail: str) -> None:
     prefix.update("we went", (), 0)
     assert prefix.update("we went", (), 1) == "we went"
     assert prefix.tail(text) == tail
+
+
+def test_confirmed_punctuation_stands_for_no_word() -> None:
+    assert tail_after("…", "we went") == " we went"
 
 
 def test_contradictions_are_counted_and_change_nothing() -> None:
