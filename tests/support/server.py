@@ -39,6 +39,7 @@ class RunningServer:
     """The realtime door, without a query."""
     services: Services
     server: Server
+    thread: threading.Thread
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def running_server(
         thread.start()
         try:
             wait_until(lambda: server.started and (not wait or is_ready(server)), READY_DEADLINE_S)
-            yield RunningServer(f"http://{address}", f"ws://{address}{REALTIME}", services, server)
+            yield RunningServer(f"http://{address}", f"ws://{address}{REALTIME}", services, server, thread)
         finally:
             server.should_exit = True
             thread.join(STOP_DEADLINE_S)
@@ -105,7 +106,7 @@ def is_ready(server: Server) -> bool:
 
 
 @contextmanager
-def server_process(
+def child_server(
     environment: Mapping[str, str] | None = None, *arguments: str, wait: bool = True
 ) -> Iterator[ChildServer]:
     """Run `python -m qwen3_asr_server` while the `with` block runs; kill what is left of it afterwards."""

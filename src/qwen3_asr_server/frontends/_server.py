@@ -17,6 +17,7 @@ import uvicorn
 from qwen3_asr_server.frontends._state import AppState
 
 _POLL_S: Final = 0.1
+_GOODBYE_S: Final = 2.0
 
 
 class Server(uvicorn.Server):
@@ -62,8 +63,17 @@ class Server(uvicorn.Server):
 
     async def _drain_unless_forced(self) -> None:
         async with asyncio.TaskGroup() as group:
-            draining = group.create_task(self.state.services.drain())
+            draining = group.create_task(self._drain())
             while not draining.done():
                 if self.force_exit:
                     draining.cancel()
                 await asyncio.wait({draining}, timeout=_POLL_S)
+
+    async def _drain(self) -> None:
+        services = self.state.services
+        await services.drain()
+        # Sessions that were cut off still have to be told why.
+        for _ in range(round(_GOODBYE_S / _POLL_S)):
+            if not services.admission.in_use:
+                break
+            await asyncio.sleep(_POLL_S)

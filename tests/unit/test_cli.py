@@ -1,0 +1,199 @@
+"""The command line: what it understands, and that a failure at start is one sentence and status 1."""
+
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen3_asr_server import __version__, cli
+from qwen3_asr_server.config import Settings
+from qwen3_asr_server.engines import load_engine
+from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.errors import EngineNotReady
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("SERVER_HOST", "127.0.0.1")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def run(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    code = caught.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def settings_given(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
+    """Return the settings that `serve` is run with."""
+    seen: list[Settings] = []
+
+    def serve(settings: Settings) -> int:
+        """Record."""
+        seen.append(settings)
+        return 0
+
+    monkeypatch.setattr(cli, "serve", serve)
+    assert run(*arguments) == 0
+    return seen[0]
+
+
+# ── What it understands ──
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"qwen3-asr-server {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"]])
+def test_help_names_commands_and_flags(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run(*arguments) == 0
+    text = capsys.readouterr().out
+    expected = ["--host", "--port", "--engine", "--log-level"] + (
+        ["serve", "doctor"] if arguments == ["--help"] else []
+    )
+    assert all(word in text for word in expected)
+
+
+@pytest.mark.parametrize("place", ["none", "before", "after"])
+def test_flags_win_over_settings_wherever_they_stand(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("SERVER_PORT", "1")
+    monkeypatch.setenv("MAX_ERRORS", "7")
+    flags = ["--host", "::1", "--port", "2", "--engine", "x", "--log-level", "DEBUG"]
+    arguments = {"none": flags, "before": [*flags, "serve"], "after": ["serve", *flags]}[place]
+    settings = settings_given(monkeypatch, *arguments)
+    assert (settings.server_host, settings.server_port, settings.engine) == ("::1", 2, "x")
+    assert (settings.log_level, settings.max_errors) == ("debug", 7)
+
+
+def test_without_arguments_it_serves_by_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_given(monkeypatch) == Settings()
+
+
+@pytest.mark.parametrize("arguments", [["dance"], ["--colour"], ["--port"]])
+def test_nonsense_is_status_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run(*arguments) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [["-m", "qwen3_asr_server"], [str(ROOT / "main.py")]])
+def test_other_ways_to_start_it(program: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, *program, "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == f"qwen3-asr-server {__version__}\n"
+
+
+# ── Failures at start ──
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run, expect status 1, and return the one line that says why."""
+    assert run(*arguments) == 1
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("qwen3-asr-server: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in output.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", [[], ["doctor"]])
+def test_wrong_settings(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert "SERVER_PORT: " in failure(capsys, *command, "--port", "http")
+
+
+def test_an_engine_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
+    text = failure(capsys, "--port", "0", "--engine", "nonesuch")
+    assert "nonesuch" in text
+    assert "pocketsphinx" in text
+
+
+def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = failure(capsys, "--port", str(port))
+    assert text == f"qwen3-asr-server: Cannot listen on 127.0.0.1:{port}: Address already in use."
+
+
+def test_an_engine_that_does_not_start(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3_asr_server.runtime.services.load_engine", lambda name, options: _Broken())
+    assert failure(capsys, "--port", "0") == "qwen3-asr-server: The weights are not there."
+
+
+def test_a_vad_that_does_not_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3_asr_server.runtime.services.load_vad", _raise)
+    assert failure(capsys, "--port", "0") == "qwen3-asr-server: The weights are not there."
+
+
+class _Broken:
+    """An engine that cannot start."""
+
+    info = load_engine("pocketsphinx", EngineOptions()).info
+
+    async def start(self) -> None:
+        _raise()
+
+    async def stop(self) -> None: ...
+
+
+def _raise() -> Any:
+    raise EngineNotReady("The weights are not there.")
+
+
+# ── doctor ──
+
+
+def test_doctor_tries_what_serve_would(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_HOST", "0.0.0.0")
+    assert run("doctor", "--port", "0", "--engine", "pocketsphinx") == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = {topic: [line for line in lines if line.startswith(topic)] for topic in ("package", "engine", "vad", "warn")}
+    assert any("onnxruntime 1." in line for line in said["package"])
+    assert "pocketsphinx: named by ENGINE" in said["engine"][0]
+    assert "silero loads" in said["vad"][0]
+    assert any("API_KEYS" in line for line in said["warn"])
+    assert any("not for production" in line for line in said["warn"])
+    assert __version__ in lines[0]
+
+
+def test_doctor_warns_of_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run("doctor", "--port", str(taken.getsockname()[1])) == 0
+    assert "Address already in use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--engine", "nonesuch"], []])
+def test_doctor_says_what_would_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("qwen3_asr_server.runtime.services.load_vad", _raise)
+    assert run("doctor", *arguments) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_doctor_misses_a_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.metadata, "requires", lambda name: ["no-such-package>=1", 'uvloop>=1; sys_platform == "x"'])
+    assert run("doctor", "--port", "0") == 1
+    assert "no-such-package is not installed" in capsys.readouterr().out
