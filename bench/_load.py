@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import cast
 
 from _speech import PACKET_MS, PACKET_SAMPLES, masked_frame
 
@@ -57,10 +58,9 @@ class Session(asyncio.Protocol):
         self._seen = {name: loop.create_future() for name in ("session.created", "session.updated", "session.finished")}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         key = base64.b64encode(os.urandom(16)).decode()
-        transport.write(
+        self.transport.write(
             f"GET {PATH} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from _profile import ProfileRows, rows_of
-from qwen3_asr_server.runtime.services import Services
+from _profile import Overhead, ProfileRows, measure_overhead, new_profile, rows_of
 
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
 from qwen3_asr_server.frontends._app import create_server
+from qwen3_asr_server.runtime.services import Services
 
 START_TIMEOUT_S = 60
 ANSWER_TIMEOUT_S = 60
@@ -150,6 +150,7 @@ class _Meter:
     begun: tuple[float, float] = (0.0, 0.0)
     threads: dict[int, float] = field(default_factory=dict)
     profile: cProfile.Profile | None = None
+    overhead: Overhead | None = None
 
     def answer(self, connection: Connection) -> None:
         """Obey commands until the other side is gone. Runs in a thread of its own."""
@@ -174,7 +175,8 @@ class _Meter:
         return Measured(wall_s, cpu_s, threads_s, list(self.lags.values), list(self.rows.values))
 
     def profile_begin(self) -> None:
-        self.profile = cProfile.Profile()
+        self.overhead = measure_overhead()
+        self.profile = new_profile()
         self.loop.call_soon_threadsafe(self.profile.enable)
 
     def profile_end(self) -> ProfileRows:
@@ -188,7 +190,8 @@ class _Meter:
 
         self.loop.call_soon_threadsafe(disable)
         done.wait(10)
-        return rows_of(self.profile)
+        assert self.overhead is not None
+        return rows_of(self.profile, self.overhead)
 
 
 def _run(connection: Connection, core: int | None) -> None:

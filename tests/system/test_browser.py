@@ -38,7 +38,7 @@ LIVE = f"""(() => {{
     tail: open?.querySelector(".tail").textContent,
     finals: {FINALS},
   }};
-  return shown.stable && shown.tail && shown.finals.length > 0 ? shown : null;
+  return shown.stable && shown.tail && shown.finals.length > 1 ? shown : null;
 }})()"""
 
 
