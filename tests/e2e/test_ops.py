@@ -216,6 +216,15 @@ async def test_a_foreign_page_is_refused(server: RunningServer) -> None:
     assert post(f"{server.http_url}/api/tickets", headers={"Origin": "https://evil.example"}).status_code == 403
 
 
+async def test_refusals_are_counted() -> None:
+    with fake_server(api_keys=KEY) as running:
+        await refusal(running.ws_url)
+        await refusal(running.ws_url, origin="https://evil.example")
+        numbers = get(f"{running.http_url}/metrics", headers=BEARER).text
+    assert 'asr_sessions_refused_total{reason="unauthorized"} 1.0' in numbers
+    assert 'asr_sessions_refused_total{reason="forbidden"} 1.0' in numbers
+
+
 async def test_a_page_that_is_allowed_comes_in() -> None:
     page = "https://app.example.com"
     with fake_server(allowed_origins=page, api_keys=KEY) as running:
@@ -431,6 +440,7 @@ def test_the_log_says_where_and_what_and_nothing_secret(life: Life) -> None:
     opened = next(record for record in records if record["message"] == "session opened")
     assert opened["protocol"] == "dashscope_realtime"
     assert opened["session_id"]
+    assert len(opened["key_id"]) == 8
     for secret in (KEY, "ticket=", "Traceback", life.final["transcript"]):
         assert secret not in life.log
 

@@ -94,7 +94,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     for protocol in found:
         _mount_protocol(app, protocol, services, capabilities_of(settings, services))
     _mount_elsewhere(app, state)
-    _guard(app, settings, state.tickets)
+    _guard(app, settings, state)
     return app
 
 
@@ -172,13 +172,20 @@ def _mount_elsewhere(app: FastAPI, state: AppState) -> None:
         await websocket.send_denial_response(_errors.not_found(f"No WebSocket here. There is one at {known}."))
 
 
-def _guard(app: FastAPI, settings: Settings, tickets: Tickets) -> None:
+def _guard(app: FastAPI, settings: Settings, state: AppState) -> None:
     """Put access control in front of everything; what is added last is asked first."""
+
+    def on_refusal(error: AsrServerError) -> None:
+        reason = type(error).__name__.lower()
+        logger.info("refused", extra={"reason": reason})
+        state.services.metrics.sessions_refused.labels(reason).inc()
+
     app.add_middleware(
         AccessControl,
         keys=ApiKeys(key.get_secret_value() for key in settings.api_keys),
-        tickets=tickets,
+        tickets=state.tickets,
         origins=Origins(settings.allowed_origins),
+        on_refusal=on_refusal,
     )
     if settings.allowed_origins:
         app.add_middleware(

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen3_asr_server.errors import AsrServerError, Forbidden, Overloaded, Unauthorized
 from qwen3_asr_server.frontends._errors import error_response
+from qwen3_asr_server.logs import session_context
 
 OPEN_PATHS: Final = frozenset({"/", "/health", "/health/live", "/health/ready", "/demo"})
 """Served without a key. The demo page is a static file without secrets; what it does needs a ticket."""
@@ -136,13 +137,30 @@ class Origins:
 
 
 class AccessControl:
-    """ASGI middleware: refuses foreign pages with 403, missing or wrong keys with 401, both as JSON."""
+    """ASGI middleware: refuses foreign pages with 403, missing or wrong keys with 401, both as JSON.
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys, tickets: Tickets, origins: Origins) -> None:
+    Args:
+        app: what it guards.
+        keys: which keys open; none at all leaves everything open.
+        tickets: the ones handed out.
+        origins: which pages may act.
+        on_refusal: told of every WebSocket that was refused.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: ApiKeys,
+        tickets: Tickets,
+        origins: Origins,
+        on_refusal: Callable[[AsrServerError], None] = lambda _: None,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._tickets = tickets
         self._origins = origins
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or connection, if it may come in."""
@@ -152,9 +170,13 @@ class AccessControl:
         try:
             admitted = self._admit(scope)
         except AsrServerError as error:
+            if scope["type"] == "websocket":
+                self._on_refusal(error)
             await error_response(error)(scope, receive, send)
             return
-        await self._app(admitted, receive, send)
+        key_id = admitted["state"]["key_id"]
+        with session_context(**({} if key_id is None else {"key_id": key_id})):
+            await self._app(admitted, receive, send)
 
     def _admit(self, scope: Scope) -> Scope:
         headers = Headers(scope=scope)
