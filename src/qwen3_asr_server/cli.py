@@ -125,7 +125,8 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 def _listen(host: str, port: int) -> socket.socket:
     """Bind before anything is loaded, so that a port in use is told at once."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-    return socket.create_server((host, port), family=family, backlog=2048)
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
 
 
 def _reason(error: OSError) -> str:

@@ -301,6 +301,21 @@ def test_the_port_answers_while_the_engine_loads() -> None:
     assert info["status"] == "loading"
 
 
+class EndlessEngine(FakeEngine):
+    """Never finishes loading."""
+
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_server_can_be_stopped_while_it_loads() -> None:
+    with fake_server(EndlessEngine(), wait=False) as running:
+        wait_until(lambda: get(f"{running.http_url}/health").json()["status"] == "loading")
+        running.server.should_exit = True
+        wait_until(lambda: not running.thread.is_alive())
+    assert running.server.state.failure is None
+
+
 def test_a_server_whose_engine_fails_stops_with_the_reason() -> None:
     engine = FakeEngine(start_failure=EngineNotReady("The weights are not there."))
     with fake_server(engine, wait=False) as running:
