@@ -38,7 +38,7 @@ LIVE = f"""(() => {{
     tail: open?.querySelector(".tail").textContent,
     finals: {FINALS},
   }};
-  return shown.stable && shown.tail && shown.finals.length > 1 ? shown : null;
+  return shown.stable?.includes(" ") && shown.tail && shown.finals.length > 1 ? shown : null;
 }})()"""
 
 
