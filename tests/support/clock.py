@@ -29,6 +29,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_is_back)
         return future
 
+    async def shutdown_default_executor(self) -> None:
+        self.threads_out += 1  # it is joined in a thread of its own
+        await super().shutdown_default_executor()
+
     def _thread_is_back(self, _: object) -> None:
         self.threads_out -= 1
 

@@ -21,6 +21,7 @@ class HeldEngine:
     on_step: Callable[[StepKind], object] | None = None
     running: list[StepKind] = field(default_factory=list)
     most: dict[StepKind, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
+    begun: dict[StepKind, asyncio.Event] = field(default_factory=lambda: {kind: asyncio.Event() for kind in StepKind})
     opened: int = 0
     closed: int = 0
 
@@ -45,6 +46,7 @@ class HeldStream:
     async def step(self, audio: Samples, kind: StepKind) -> Hypothesis | None:
         assert not self.closed
         engine = self.engine
+        engine.begun[kind].set()
         engine.running.append(kind)
         engine.most[kind] = max(engine.most[kind], engine.running.count(kind))
         try:
