@@ -9,7 +9,7 @@ from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
 
 from support import speech
 from support.audio_files import ogg_opus, opus_packets
-from support.invariants import TEXT, assert_finished, assert_invariants, kinds_of
+from support.invariants import TEXT, assert_finished, kinds_of
 from support.process import ServerProcess
 from support.sdk_client import TEXT_ONLY, Recorder, conversation, send
 
@@ -26,6 +26,8 @@ MANUAL_ITEM = UTTERANCE[2:]
 OPENING = ["session.created", "session.updated"]
 
 CLIP = speech.clip("followme-status")
+NARROW_CLIP = speech.clip("conf-onlyperson")
+"""One that the embedded engine understands without the upper half of its spectrum too; there are few."""
 WORST_WER = 0.5
 """The embedded engine on a single clip. Its true error rate is measured elsewhere; here real words must come."""
 
@@ -212,21 +214,21 @@ def test_turn_detection_parameters_are_shown(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("vad", [True, False], ids=["vad", "manual"])
 def test_pcm_at_8_khz(server: ServerProcess, vad: bool) -> None:
-    audio = speech.pcm16(soxr.resample(CLIP.samples, 16_000, 8_000))
+    audio = speech.pcm16(soxr.resample(NARROW_CLIP.samples, 16_000, 8_000))
     with conversation(server.url) as (client, recorder):
         params = TranscriptionParams(sample_rate=8_000)
         client.update_session(TEXT_ONLY, enable_turn_detection=vad, transcription_params=params)
         assert recorder.wait_for("session.updated")["session"]["sample_rate"] == 8_000
         send(client, audio, 1600)
         client.end_session()
-    assert_finished(recorder.frames, audio_ms=CLIP.seconds * 1000)
-    assert speech.wer(CLIP.text, recorder.transcripts[0]) < 0.8
+    assert_finished(recorder.frames, audio_ms=NARROW_CLIP.seconds * 1000)
+    assert recognised(recorder, NARROW_CLIP.text)
 
 
 @pytest.mark.parametrize("vad", [True, False], ids=["vad", "manual"])
 @pytest.mark.parametrize("rate", [16_000, 8_000])
 def test_opus_packets(server: ServerProcess, vad: bool, rate: int) -> None:
-    packets = opus_packets(soxr.resample(CLIP.samples, 16_000, rate), rate)
+    packets = opus_packets(soxr.resample(NARROW_CLIP.samples, 16_000, rate), rate)
     with conversation(server.url) as (client, recorder):
         params = TranscriptionParams(input_audio_format="opus", sample_rate=rate)
         client.update_session(TEXT_ONLY, enable_turn_detection=vad, transcription_params=params)
@@ -235,7 +237,7 @@ def test_opus_packets(server: ServerProcess, vad: bool, rate: int) -> None:
             client.append_audio(base64.b64encode(packet).decode())
         client.end_session()
     assert_finished(recorder.frames)
-    assert speech.wer(CLIP.text, recorder.transcripts[0]) < 0.8
+    assert recognised(recorder, NARROW_CLIP.text)
 
 
 @pytest.mark.parametrize("packet_bytes", [1000, 10**9], ids=["in pieces", "at once"])
@@ -245,7 +247,7 @@ def test_opus_in_an_ogg_stream(server: ServerProcess, packet_bytes: int) -> None
         send(client, ogg_opus(CLIP.samples), packet_bytes)
         client.end_session()
     assert_finished(recorder.frames)
-    assert speech.wer(CLIP.text, recorder.transcripts[0]) < 0.8
+    assert recognised(recorder)
 
 
 @pytest.mark.parametrize("packet_bytes", [333, 1024, 32_000, 10**9])
@@ -298,10 +300,11 @@ def test_methods_for_other_models_do_not_end_the_session(server: ServerProcess) 
         client.append_video("")
         client.send_raw('{"type": "conversation.item.create", "item": {}}')
         client.send_raw('{"type": "no.such.event"}')
-        assert recorder.wait_for("error")["error"]["type"] == "invalid_request_error"
+        recorder.wait_for("error", 5)
         send(client, CLIP.pcm16)
         client.end_session()
-    assert_invariants(recorder.frames)
+    assert_finished(recorder.frames)
+    assert {frame["error"]["type"] for frame in recorder.all_of("error")} == {"invalid_request_error"}
     assert recognised(recorder)
 
 

@@ -13,7 +13,11 @@ from support.invariants import COMPLETED, Frame, assert_finished, transcripts
 from support.process import ServerProcess
 from support.sdk_client import MODEL, PACKET_BYTES
 
-pytestmark = pytest.mark.sdk
+pytestmark = [
+    pytest.mark.sdk,
+    pytest.mark.filterwarnings("ignore:dashscope 2.0 audio API is a preview:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:no workspace configured:UserWarning"),  # about an address that is not used
+]
 
 CLIP = speech.clip("followme-status")
 TIMEOUT_S = 2.0

@@ -186,7 +186,9 @@ def assert_finished(frames: Sequence[Frame], *, audio_ms: float | None = None) -
 
 
 def transcripts(frames: Sequence[Frame]) -> list[str]:
-    """Return the finals in order, empty ones included."""
+    """Return the finals in order, empty ones included; an utterance that failed is a failure of the test."""
+    failed = [frame for frame in frames if frame["type"] == FAILED]
+    assert not failed, failed
     return [frame["transcript"] for frame in frames if frame["type"] == COMPLETED]
 
 
