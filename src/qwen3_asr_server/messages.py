@@ -234,9 +234,10 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The engine had no room for this partial. Audio is kept, nothing is lost."""
+    """The engine had no room for this partial or candidate. Audio is kept, nothing is lost."""
 
     piece: int
+    kind: StepKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,7 +310,7 @@ class TestPartials:
         session.say([(0.8, 20)])
         job = session.pull()
         assert job is not None
-        session.machine.outcome(Skipped(job.piece), 1.0)
+        session.machine.outcome(Skipped(job.piece, job.kind), 1.0)
         assert session.machine.offer() is not None
 
     def test_the_same_text_is_not_told_twice(self) -> None:

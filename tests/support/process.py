@@ -38,8 +38,12 @@ class ServerProcess:
 
     def get(self, path: str) -> Any:
         """Fetch a JSON document."""
+        return json.loads(self.text(path))
+
+    def text(self, path: str) -> str:
+        """Fetch a text."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
-            return json.load(response)
+            return str(response.read().decode())
 
 
 @contextmanager

@@ -73,6 +73,8 @@ class Sim:
     final_candidates: bool = True
     failures: float = 0.0
     """Share of decodes that fail."""
+    skips: float = 0.1
+    """Share of partials and candidates that the engine has no room for."""
     events: list[Event] = field(default_factory=list)
     decoded: list[Decode] = field(default_factory=list)
     now: float = 0.0
@@ -135,8 +137,8 @@ class Sim:
             return Scored(job.epoch, np.abs(job.frames).mean(axis=1).astype(np.float32))
         if self.rng.random() < self.failures:
             return DecodeFailed(job.piece, job.kind, EngineTimeout("too slow"))
-        if job.kind is StepKind.PARTIAL and self.rng.random() < 0.1:
-            return Skipped(job.piece)
+        if job.kind is not StepKind.FINAL and self.rng.random() < self.skips:
+            return Skipped(job.piece, job.kind)
         final = job.kind is StepKind.FINAL or (job.kind is StepKind.CANDIDATE and self.final_candidates)
         return Heard(job.piece, job.kind, job.upto, Hypothesis(spell(job.audio), "en", final=final))
 

@@ -22,6 +22,10 @@ class EngineOptions:
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.5
     max_new_tokens: int = 32
+    decode_timeout_s: float = 3.0
+    """Longest step, besides half of the audio that is new to it; waiting inside the engine does not count."""
+    queue_timeout_s: float = 60.0
+    """Longest wait inside the engine."""
     max_decoders: int = 4
     """Decoders of the embedded engine: incremental streams that can be open at once."""
 
@@ -35,7 +39,8 @@ class EngineStream(Protocol):
         Args:
             audio: float32 [n], mono, 16 kHz, in [-1, 1]; n is a multiple of `GRID_SAMPLES`. Usually an
                 extension of the last step's audio; a FINAL may also be shorter (a forced cut).
-            kind: PARTIAL may answer None when the engine has no room now; others always answer.
+            kind: a FINAL waits for its turn and always answers; the others answer None when the engine
+                has no room now.
 
         Raises:
             EngineError: this step failed; the stream may be asked again.

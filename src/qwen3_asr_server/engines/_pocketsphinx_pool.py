@@ -1,16 +1,17 @@
 """Who may use which decoder process.
 
 A decoder keeps the state of one utterance, so it is leased to a stream from its first step to its end. There
-are fewer decoders than streams may want: a lease that has been idle for a while inside an open stream is taken
-back when another stream needs it, and the loser replays its audio later. Waiting is for finals and candidates,
-finals first, each in order of arrival; partials are told at once that there is no room. Called by the streams
-of `pocketsphinx.py`; knows nothing about audio or text.
+are fewer decoders than streams may want, so a lease can be taken back between two steps, and the loser replays
+its audio later: for a partial or candidate only from a stream that has been idle for a while, for a final from
+whoever has been idle longest. So a final waits for a running step at most, in order of arrival; the others
+never wait, they are told that there is no room. Called by the streams of `pocketsphinx.py`; knows nothing
+about audio or text.
 """
 
 import asyncio
-import heapq
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,8 +40,8 @@ class DecoderPool:
         size: most processes.
         make_process: gives a process that has not been started.
         start_timeout_s: longest time for a process to load its model.
-        wait_timeout_s: longest wait for a decoder.
-        reclaim_after_s: a lease without a step for this long may be taken back.
+        wait_timeout_s: longest wait of a final for a decoder.
+        reclaim_after_s: a lease without a step for this long may be taken back for a partial or candidate.
         clock: seconds, monotonic.
     """
 
@@ -61,9 +62,8 @@ class DecoderPool:
         self._reclaim_after_s = reclaim_after_s
         self._clock = clock
         self._slots: list[Slot] = []
-        self._waiting: list[tuple[StepKind, int, object, asyncio.Future[Slot]]] = []
+        self._waiting: deque[tuple[object, asyncio.Future[Slot]]] = deque()
         self._numbers = itertools.count(1)
-        self._reclaim_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
@@ -76,10 +76,10 @@ class DecoderPool:
 
         Args:
             holder: the stream; the lease stays its own after the step.
-            kind: PARTIAL never waits for another stream, the others do.
+            kind: a FINAL waits for a decoder, the others do not.
 
         Returns:
-            A slot with a live process, or None for a PARTIAL when there is no room.
+            A slot with a live process; None when there is no room for what does not wait.
 
         Raises:
             EngineNotReady: the pool is closed.
@@ -88,11 +88,11 @@ class DecoderPool:
         """
         self._require_open()
         self._serve()
-        slot = self._claim(holder)
+        slot = self._claim(holder, 0.0 if kind is StepKind.FINAL else self._reclaim_after_s)
         if slot is None:
-            if kind is StepKind.PARTIAL:
+            if kind is not StepKind.FINAL:
                 return None
-            slot = await self._wait(holder, kind)
+            slot = await self._wait(holder)
         try:
             self._require_open()
             if not slot.process.alive:
@@ -122,9 +122,7 @@ class DecoderPool:
     async def close(self) -> None:
         """End all processes and wait for their ends; whoever waits for a decoder is told."""
         self._closed = True
-        if self._reclaim_timer is not None:
-            self._reclaim_timer.cancel()
-        for _, _, _, future in self._waiting:
+        for _, future in self._waiting:
             if not future.done():
                 future.set_exception(EngineNotReady("the engine was stopped"))
         self._waiting.clear()
@@ -134,10 +132,9 @@ class DecoderPool:
             for slot in self._slots:
                 await slot.process.ended()
 
-    async def _wait(self, holder: object, kind: StepKind) -> Slot:
+    async def _wait(self, holder: object) -> Slot:
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (kind, next(self._numbers), holder, future))
-        self._serve()
+        self._waiting.append((holder, future))
         try:
             async with asyncio.timeout(self._wait_timeout_s):
                 return await future
@@ -151,22 +148,21 @@ class DecoderPool:
             raise
 
     def _serve(self) -> None:
-        """Hand decoders to those who wait, most urgent first, and come back when a lease can be taken back."""
+        """Hand decoders to the finals that wait, in order of arrival."""
         while self._waiting:
-            _, _, holder, future = self._waiting[0]
+            holder, future = self._waiting[0]
             if not future.done():
-                slot = self._claim(holder)
+                slot = self._claim(holder, 0.0)
                 if slot is None:
-                    break
+                    return
                 future.set_result(slot)
-            heapq.heappop(self._waiting)
-        self._arm_reclaim_timer()
+            self._waiting.popleft()
 
-    def _claim(self, holder: object) -> Slot | None:
-        """Make a slot the holder's and mark it busy: its own, a free one, a new one, or one left idle."""
+    def _claim(self, holder: object, idle_s: float) -> Slot | None:
+        """Make a slot the holder's and mark it busy: its own, a free, a new, or an idle one."""
         slot = next((slot for slot in self._slots if slot.holder is holder), None)
         if slot is None:
-            slot = self._free_slot() or self._new_slot() or self._idle_slot()
+            slot = self._free_slot() or self._new_slot() or self._idle_slot(idle_s)
             if slot is None:
                 return None
             slot.holder = holder
@@ -185,21 +181,12 @@ class DecoderPool:
         self._slots.append(slot)
         return slot
 
-    def _idle_slot(self) -> Slot | None:
+    def _idle_slot(self, idle_s: float) -> Slot | None:
         leased = [slot for slot in self._slots if slot.holder is not None and not slot.busy]
         oldest = min(leased, key=lambda slot: slot.idle_since, default=None)
-        if oldest is None or self._clock() - oldest.idle_since < self._reclaim_after_s:
+        if oldest is None or self._clock() - oldest.idle_since < idle_s:
             return None
         return oldest
-
-    def _arm_reclaim_timer(self) -> None:
-        if self._reclaim_timer is not None:
-            self._reclaim_timer.cancel()
-            self._reclaim_timer = None
-        leased = [slot.idle_since for slot in self._slots if slot.holder is not None and not slot.busy]
-        if self._waiting and leased:
-            delay_s = min(leased) + self._reclaim_after_s - self._clock()
-            self._reclaim_timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), self._serve)
 
     def _require_open(self) -> None:
         if self._closed:

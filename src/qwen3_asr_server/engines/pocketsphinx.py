@@ -29,24 +29,24 @@ FRAME_SAMPLES: Final = SAMPLE_RATE // 100
 class Timing:
     """Deadlines and intervals, in seconds."""
 
-    step_s: float = 3.0
+    step_s: float
     """Longest step, besides `step_per_audio`."""
+    wait_s: float
+    """Longest wait of a final for a decoder."""
     step_per_audio: float = 0.5
     """Seconds more for each second of audio that the decoder has not heard."""
     start_s: float = 30.0
     """Longest start of a decoder process."""
-    wait_s: float = 60.0
-    """Longest wait of a final or candidate for a decoder."""
     reclaim_after_s: float = 2.0
-    """A stream without a step for this long may lose its decoder to another one."""
+    """A stream without a step for this long may lose its decoder to another one's partials."""
 
 
 class PocketSphinxEngine:
     """PocketSphinx behind the engine interface.
 
     Args:
-        options: `max_decoders` bounds the processes, about 100 MB each; nothing else is read.
-        timing: deadlines.
+        options: `max_decoders` bounds the processes, about 100 MB each; of the rest only the deadlines are read.
+        timing: deadlines and intervals, instead of those of the options.
         command: the program that decodes.
         clock: seconds, monotonic; decides when a lease counts as idle.
     """
@@ -60,7 +60,7 @@ class PocketSphinxEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
-        self._timing = timing or Timing()
+        self._timing = timing or Timing(options.decode_timeout_s, options.queue_timeout_s)
         self._command = command
         self._clock = clock
         self._pool: DecoderPool | None = None

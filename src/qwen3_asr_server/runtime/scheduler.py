@@ -42,8 +42,9 @@ class SchedulerOptions:
     """Finals and candidates at once; more wait."""
     longest_interval_s: float = 2.0
     """Interval between a speaking session's partials above which no more sessions should come."""
-    decode_timeout_s: float = 3.0
-    """Longest step, besides half of its audio's length. Waiting does not count."""
+    step_timeout_s: float = 63.0
+    """Longest step with its waits inside the engine, besides half of its audio's length. Engines keep the
+    deadlines of their own work themselves; this one is for an engine that does not come back."""
     queue_timeout_s: float = 60.0
     """Longest wait of a final or candidate for its turn."""
     close_timeout_s: float = 5.0
@@ -320,7 +321,7 @@ class StepScheduler:
                 return
             piece.stream = opened
         self._running[decode.kind] += 1
-        step.task = self._group.create_task(perform_step(piece.stream, decode, self._options.decode_timeout_s))
+        step.task = self._group.create_task(perform_step(piece.stream, decode, self._options.step_timeout_s))
         step.task.add_done_callback(lambda task: self._ended(step, task))
 
     def _ended(self, step: _Step, task: asyncio.Task[Outcome]) -> None:

@@ -196,7 +196,7 @@ class Services:
             max_partials=streams,
             max_urgent=streams,
             longest_interval_s=settings.streaming_chunk_size_sec,
-            decode_timeout_s=settings.decode_timeout_s,
+            step_timeout_s=settings.decode_timeout_s + settings.queue_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
         )
         scheduler = StepScheduler(self._engine, options, self.metrics, self._clock)
@@ -288,6 +288,8 @@ def _engine(settings: Settings) -> Engine:
         dtype=settings.model_dtype,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         max_new_tokens=settings.max_new_tokens,
+        decode_timeout_s=settings.decode_timeout_s,
+        queue_timeout_s=settings.queue_timeout_s,
         max_decoders=settings.pocketsphinx_decoders,
     )
     choice = choose_engine(settings.engine, options)

@@ -48,8 +48,8 @@ async def perform_step(stream: EngineStream, decode: Decode, timeout_s: float) -
         return _failed(decode, _crash("a decode failed"))
     if hypothesis is not None:
         return Heard(decode.piece, decode.kind, decode.upto, hypothesis)
-    if decode.kind is StepKind.PARTIAL:
-        return Skipped(decode.piece)
+    if decode.kind is not StepKind.FINAL:
+        return Skipped(decode.piece, decode.kind)
     return _failed(decode, EngineCrashed("The recogniser gave no answer."))
 
 

@@ -20,7 +20,7 @@ It knows no sockets, threads, clocks, wire formats or models. `runtime/live.py` 
 from collections.abc import Iterable
 from typing import assert_never
 
-from qwen3_asr_server.domain import SessionConfig, StepKind, samples_of_ms
+from qwen3_asr_server.domain import SessionConfig, samples_of_ms
 from qwen3_asr_server.errors import AsrServerError, EmptyCommit, EngineTimeout, IdleTimeout, InvalidAudio
 from qwen3_asr_server.messages import (
     AppendAudio,
@@ -99,8 +99,8 @@ class SessionMachine:
                 self._apply(marks or (), now)
             case Heard():
                 self._speech.heard(outcome)
-            case Skipped(piece=piece):
-                self._speech.answered(piece, StepKind.PARTIAL)
+            case Skipped(piece=piece, kind=kind):
+                self._speech.answered(piece, kind)
             case DecodeFailed():
                 self._speech.failed(outcome)
             case _:

@@ -43,7 +43,7 @@ def clock() -> Clock:
 async def engine(clock: Clock) -> AsyncIterator[PocketSphinxEngine]:
     """One engine with a single decoder, so that two streams quarrel over it."""
     engine = PocketSphinxEngine(
-        EngineOptions(max_decoders=1), timing=Timing(reclaim_after_s=RECLAIM_AFTER_S), clock=clock
+        EngineOptions(max_decoders=1), timing=Timing(step_s=3.0, wait_s=60.0, reclaim_after_s=RECLAIM_AFTER_S), clock=clock
     )
     await engine.start()
     yield engine
@@ -189,7 +189,7 @@ requests.read()
 async def test_a_step_has_a_deadline() -> None:
     engine = PocketSphinxEngine(
         EngineOptions(),
-        timing=Timing(step_s=0.5, step_per_audio=0.0),
+        timing=Timing(step_s=0.5, wait_s=60.0, step_per_audio=0.0),
         command=(sys.executable, "-c", READY_THEN_DEAF),
     )
     await engine.start()

@@ -157,12 +157,12 @@ async def test_who_lost_a_decoder_gets_one_again_with_another_lease(one: World) 
     assert (await one.step("a")).lease != lease
 
 
-async def test_finals_go_first_then_candidates_each_in_order(one: World) -> None:
+async def test_finals_wait_in_order_and_nothing_else_waits(one: World) -> None:
     slot = await one.pool.lend("a", PARTIAL)
     order = []
-    waiting = [("c1", CANDIDATE), ("f1", FINAL), ("c2", CANDIDATE), ("f2", FINAL)]
-    tasks = {holder: await one.waiter(holder, kind) for holder, kind in waiting}
-    assert await one.step("p") is None
+    tasks = {holder: await one.waiter(holder, FINAL) for holder in ("f1", "f2")}
+    assert await one.step("p", PARTIAL) is None
+    assert await one.step("c", CANDIDATE) is None
     one.pool.give_back("a")
     one.pool.done(slot)
     while tasks:
@@ -172,26 +172,22 @@ async def test_finals_go_first_then_candidates_each_in_order(one: World) -> None
         slot = tasks.pop(holder).result()
         one.pool.give_back(holder)
         one.pool.done(slot)
-    assert order == ["f1", "f2", "c1", "c2"]
+    assert order == ["f1", "f2"]
 
 
 async def test_a_partial_does_not_overtake_a_waiting_final(one: World) -> None:
-    slot = await one.step("a")
+    slot = await one.pool.lend("a", PARTIAL)
     final = await one.waiter("f", FINAL)
+    one.pool.done(slot)
     one.now += 2
     assert await one.step("p") is None
     await settle()
     assert final.result() is slot
 
 
-async def test_a_waiting_final_gets_an_idle_lease_without_anybody_calling() -> None:
-    world = World(1, reclaim_after_s=0.01)
-    slot = await world.step("a")
-    final = await world.waiter("f", FINAL)
-    world.now += 1
-    async with asyncio.timeout(2):
-        assert await final is slot
-    await world.pool.close()
+async def test_a_final_takes_the_lease_idle_for_longest_at_once(two: World) -> None:
+    first, _ = await two.step("a"), await two.step("b")
+    assert await two.step("f", FINAL) is first
 
 
 async def test_a_wait_has_an_end() -> None:
@@ -248,7 +244,7 @@ async def test_a_start_given_up_leaves_room_for_the_next_attempt(one: World) -> 
 
 
 async def test_closing_ends_everything_and_tells_who_waits(two: World) -> None:
-    await two.step("a")
+    await two.pool.lend("a", PARTIAL)
     await two.pool.lend("b", PARTIAL)
     waiting = await two.waiter("f", FINAL)
     await two.pool.close()

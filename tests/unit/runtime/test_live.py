@@ -218,7 +218,7 @@ async def test_reading_goes_on_when_nothing_runs_that_would_free_room():
 async def test_a_paused_reader_is_not_idle_and_disconnects_end_the_pause():
     engine = HeldEngine(step_s=1e6)
     options = SessionOptions(idle_timeout_s=20)
-    limits = SchedulerOptions(decode_timeout_s=1e6)
+    limits = SchedulerOptions(step_timeout_s=1e6)
     async with staged(engine, MANUAL, session=options, scheduling=limits, buffer_high_s=5, buffer_low_s=1) as stage:
         await stage.live.submit(AppendBytes(sound(20.0, 0.3)))
         waiting = asyncio.ensure_future(stage.live.room())
@@ -249,7 +249,7 @@ async def test_a_silent_client_is_closed():
 @virtual_time
 async def test_finish_has_a_deadline():
     engine = HeldEngine(step_s=1e6)
-    limits = SchedulerOptions(decode_timeout_s=1e6)
+    limits = SchedulerOptions(step_timeout_s=1e6)
     async with staged(engine, session=SessionOptions(finish_timeout_s=30), scheduling=limits) as stage:
         await stage.speak((0.5, 0.0), (1.0, 0.3))
         await stage.live.submit(Finish())

@@ -134,7 +134,7 @@ async def test_a_partial_without_room_is_skipped():
         speaker = attach(scheduler)
         speaker.lane.notify()
         await asyncio.sleep(0.6)
-        assert speaker.outcomes == [Skipped(0)]
+        assert speaker.outcomes == [Skipped(0, PARTIAL)]
 
 
 # Finals and candidates
@@ -315,7 +315,7 @@ def test_a_stream_that_cannot_be_opened_is_an_outcome_too():
 def test_the_deadline_of_a_step_grows_with_its_audio(audio_s, step_s, expected):
     @virtual_time
     async def run():
-        async with scheduling(HeldEngine(step_s=step_s), decode_timeout_s=3.0) as scheduler:
+        async with scheduling(HeldEngine(step_s=step_s), step_timeout_s=3.0) as scheduler:
             speaker = attach(scheduler, speaking=False)
             speaker.lane.submit(decode(FINAL, 1, audio_s))
             await asyncio.sleep(10)
@@ -327,7 +327,7 @@ def test_the_deadline_of_a_step_grows_with_its_audio(audio_s, step_s, expected):
 @virtual_time
 async def test_waiting_does_not_count_as_working_but_has_its_own_deadline():
     engine = HeldEngine(step_s=3.0)
-    async with scheduling(engine, max_urgent=1, decode_timeout_s=3.0, queue_timeout_s=10.0) as scheduler:
+    async with scheduling(engine, max_urgent=1, step_timeout_s=3.0, queue_timeout_s=10.0) as scheduler:
         speaker = attach(scheduler, speaking=False)
         for piece in range(5):
             speaker.lane.submit(decode(FINAL, piece))

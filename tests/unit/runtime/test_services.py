@@ -227,7 +227,7 @@ async def test_stopping_ends_what_still_lives():
 
 async def test_limits_come_from_the_settings():
     engine = FakeEngine(gate=asyncio.Event())
-    async with Running(engine, decode_timeout_s=0.01, finish_timeout_s=9) as running:
+    async with Running(engine, decode_timeout_s=0.01, queue_timeout_s=0.01, finish_timeout_s=9) as running:
         events = await running.session(AppendBytes(sound(0.1, 0.3)), Finish())
         (failed,) = [event for event in events if isinstance(event, UtteranceFailed)]
         assert isinstance(failed.error, EngineTimeout)

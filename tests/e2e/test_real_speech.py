@@ -1,0 +1,218 @@
+"""Human speech through the unmodified SDK, Silero and the embedded engine.
+
+The server may add no error of its own: its finals are what the engine answers when it is fed the same
+slices directly, whatever the packet size, the pacing and the mode. Figures are printed (`pytest -s`).
+"""
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from support import speech
+from support.invariants import COMPLETED, TEXT, Frame, assert_finished
+from support.process import ServerProcess, running_server
+from support.reference import Slices, recognise, slices
+from support.sdk_client import TEXT_ONLY, Recorder, conversation, send
+
+from qwen3_asr_server.domain import GRID_SAMPLES, Samples, TurnDetection
+from qwen3_asr_server.engines import load_engine
+from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.vad import load_vad
+
+TURN = TurnDetection(threshold=0.5, silence_ms=800)
+"""What the wire's defaults mean."""
+CLIPS = speech.prompts()[::2]
+"""Every other prompt: over 300 words, half of all."""
+GROUPS = [CLIPS[at : at + 6] for at in range(0, len(CLIPS), 6)]
+"""Prompts that are streamed in one session, one after the other."""
+GAP = np.zeros(round(1.2 * speech.RATE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(POCKETSPHINX_DECODERS="4") as running:
+        yield running
+
+
+def session_audio(clips: Sequence[speech.Clip]) -> Samples:
+    return np.concatenate([part for clip in clips for part in (clip.samples, GAP)])
+
+
+async def directly(items: list[Slices]) -> list[list[str]]:
+    """Return what the engine makes of these slices without the server."""
+    engine = load_engine("pocketsphinx", EngineOptions(max_decoders=1))
+    await engine.start()
+    try:
+        return [await recognise(engine, slices_) for slices_ in items]
+    finally:
+        await engine.stop()
+
+
+def stream(
+    server: ServerProcess, samples: Samples, *, manual: bool = False, packet_bytes: int = 3200, live: bool = False
+) -> Recorder:
+    """Send audio through the SDK and return what came back, checked."""
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=not manual)
+        send(client, speech.pcm16(samples), packet_bytes, live=live)
+        if manual:
+            client.commit()
+        client.end_session(timeout=60)
+    assert_finished(recorder.frames, audio_ms=len(samples) / 16)
+    return recorder
+
+
+async def test_the_server_adds_no_error_to_the_engine(server: ServerProcess) -> None:
+    """Finals over the SDK equal the engine fed directly, word for word, in sessions of every packet size."""
+    sizes = [3200, 1, 6400, 928, 32_000, 15 * 1024 * 1024, 2]
+    audio = [session_audio(group) for group in GROUPS]
+    expected = await directly([slices(samples, TURN, load_vad()) for samples in audio])
+    got = [
+        stream(server, samples, packet_bytes=size if size > 100 else 1001).transcripts
+        for samples, size in zip(audio, sizes, strict=True)
+    ]
+    assert got == expected
+    assert sum(len(clip.text.split()) for clip in CLIPS) >= 300
+    assert any(any(texts) for texts in got)
+    spoken = [" ".join(clip.text for clip in group) for group in GROUPS]
+    through_server = speech.wer(spoken, [" ".join(texts) for texts in got])
+    whole_clips = await directly([[[(padded_to_grid(clip.samples), False)]] for clip in CLIPS])
+    direct = speech.wer([clip.text for clip in CLIPS], [" ".join(texts) for texts in whole_clips])
+    print(f"\nWER through the server {through_server:.1%}, engine on whole clips {direct:.1%}")
+    assert through_server <= direct + 0.03
+
+
+def padded_to_grid(samples: Samples) -> Samples:
+    return np.pad(samples, (0, -len(samples) % GRID_SAMPLES))
+
+
+@pytest.mark.parametrize("packet_bytes", [928, 3200, 100_001, 15 * 1024 * 1024])
+async def test_manual_finals_equal_the_engine_fed_directly(server: ServerProcess, packet_bytes: int) -> None:
+    samples = session_audio(GROUPS[0])
+    (expected,) = await directly([slices(samples, None, load_vad())])
+    assert stream(server, samples, manual=True, packet_bytes=packet_bytes).transcripts == expected
+    assert expected[0]
+
+
+async def test_manual_speech_of_more_than_a_minute_is_one_item(server: ServerProcess) -> None:
+    clip = speech.long_clip("paragraph_75s")
+    assert clip.seconds > 70
+    (expected,) = await directly([slices(clip.samples, None, load_vad())])
+    transcripts = stream(server, clip.samples, manual=True).transcripts
+    assert transcripts == expected
+    print(f"\n75 s in one Manual item: WER {speech.wer(clip.text, transcripts):.1%}")
+    assert speech.wer(clip.text, transcripts) < 0.35
+
+
+def test_speech_without_pauses_loses_and_doubles_no_word(server: ServerProcess) -> None:
+    """A piece is cut by force at most 28 s in; the transcript is as long as the text."""
+    clip = speech.long_clip("nonstop_30s")
+    transcript = " ".join(stream(server, clip.samples, manual=True).transcripts)
+    assert len(transcript.split()) == pytest.approx(len(clip.text.split()), rel=0.12)
+
+
+async def test_pacing_changes_nothing(server: ServerProcess) -> None:
+    """As it is spoken, faster than that, and all at once: the same segments and finals."""
+    samples = session_audio(GROUPS[1])[: 20 * speech.RATE]
+    with ThreadPoolExecutor() as pool:
+        live = pool.submit(stream, server, samples, live=True)
+        fast = pool.submit(stream, server, samples)
+        whole = pool.submit(stream, server, samples, packet_bytes=15 * 1024 * 1024)
+        recorders = [live.result(), fast.result(), whole.result()]
+    told = [places_and_finals(recorder.frames) for recorder in recorders]
+    assert told[0] == told[1] == told[2]
+    assert len(told[0]) >= 6
+
+
+def places_and_finals(frames: Sequence[Frame]) -> list[object]:
+    keys = ("audio_start_ms", "audio_end_ms", "transcript")
+    return [frame[key] for frame in frames for key in keys if key in frame and frame["type"] != "session.finished"]
+
+
+@dataclass
+class Liveness:
+    """How much of the text was confirmed while somebody spoke."""
+
+    stable: list[float] = field(default_factory=list)
+    """Share of the final's characters that stood in `text` when speech ended."""
+    contradicted: list[bool] = field(default_factory=list)
+    lags_s: list[float] = field(default_factory=list)
+    """From the end of the audio that `text` covers, guessed by its share, to the moment it was shown."""
+
+
+def test_confirmed_text_lives(server: ServerProcess) -> None:
+    """On speech of 4 s and more, half of the final is confirmed by the time speech ends, and never rewritten."""
+    clips = [clip for clip in speech.prompts() if clip.seconds >= 6.5][:9]
+    assert len(clips) == 9
+    liveness = Liveness()
+    for three in (clips[:3], clips[3:6], clips[6:]):
+        with ThreadPoolExecutor() as pool:
+            for frames in pool.map(lambda clip: watch(server, clip), three):
+                note(liveness, frames)
+    print(
+        f"\nconfirmed when speech ended: median {np.median(liveness.stable):.0%} of the final's characters,"
+        f" least {min(liveness.stable):.0%}; finals that contradict it:"
+        f" {sum(liveness.contradicted)}/{len(liveness.contradicted)}; confirmation lag median"
+        f" {np.median(liveness.lags_s):.1f} s"
+    )
+    assert np.median(liveness.stable) >= 0.5
+    metrics = server.text("/metrics")
+    assert "asr_stable_text_rewrites_total 0.0" in metrics
+
+
+def watch(server: ServerProcess, clip: speech.Clip) -> list[Frame]:
+    """Stream a clip as it is spoken; each frame gets the time it came, in seconds after the first packet."""
+    samples = np.concatenate([clip.samples, GAP])
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY)
+        recorder.wait_for("session.updated")
+        began = time.monotonic()
+        seen = len(recorder.frames)
+        send(client, speech.pcm16(samples), live=True)
+        client.end_session()
+    assert began
+    assert_finished(recorder.frames)
+    return recorder.frames[seen:]
+
+
+def note(liveness: Liveness, frames: Sequence[Frame]) -> None:
+    """Count the items that are long enough to have confirmed text."""
+    text = ""
+    started_ms = 0
+    long_enough = False
+    for frame in frames:
+        if frame["type"] == "input_audio_buffer.speech_started":
+            text, started_ms = "", frame["audio_start_ms"]
+        elif frame["type"] == TEXT:
+            text = frame["text"]
+        elif frame["type"] == "input_audio_buffer.speech_stopped":
+            at_the_end, long_enough = text, frame["audio_end_ms"] - started_ms >= 4000
+        elif frame["type"] == COMPLETED and long_enough:
+            liveness.stable.append(len(at_the_end) / max(1, len(frame["transcript"])))
+            liveness.contradicted.append(not frame["transcript"].startswith(text))
+
+
+def test_many_sessions_at_once_say_what_each_says_alone(server: ServerProcess) -> None:
+    """More speakers than decoders: nothing leaks, nothing is lost."""
+    clips = [clip for clip in speech.prompts() if 2.5 <= clip.seconds <= 4.5][:8]
+    audio = [np.concatenate([clip.samples, GAP]) for clip in clips]
+    alone = [stream(server, samples).transcripts for samples in audio]
+    with ThreadPoolExecutor(len(audio)) as pool:
+        together = list(pool.map(lambda samples: stream(server, samples, live=True).transcripts, audio))
+    assert together == alone
+    assert sum(map(len, alone)) >= len(clips)
+
+
+def test_a_whole_wav_file_in_one_append(server: ServerProcess) -> None:
+    """What the example client does: RIFF header and all, declared as pcm, then a commit."""
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False)
+        client.append_audio(base64.b64encode(speech.CONVERSATION_WAV.read_bytes()).decode())
+        client.commit()
+        client.end_session()
+    whole = speech.conversation()
+    assert recorder.transcripts == stream(server, whole.samples, manual=True).transcripts
