@@ -26,12 +26,15 @@ class Recorder(OmniRealtimeCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        self.times: list[float] = []
+        """When each frame came, in seconds on the monotonic clock."""
         self.closed: tuple[int | None, str | None] | None = None
         self._changed = threading.Condition()
 
     def on_event(self, message: Any) -> None:
         with self._changed:
             self.frames.append(message)
+            self.times.append(time.monotonic())
             self._changed.notify_all()
 
     def on_close(self, close_status_code: int | None, close_msg: str | None) -> None:
