@@ -7,11 +7,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from support.speech import Clip, normalise, prompts, wer
-
 from qwen3_asr_server.domain import StepKind, StreamOptions
 from qwen3_asr_server.engines import load_engine
 from qwen3_asr_server.engines._base import Engine, EngineOptions
+from support.speech import Clip, normalise, prompts, wer
 
 HIGHEST_WER = 0.25
 FEWEST_WORDS = 300
@@ -38,7 +37,7 @@ async def test_the_word_error_rate_on_whole_prompts(record_property: Callable[[s
     figure = (
         f"WER {rate:.1%} over {words} words in {len(references)} prompts ({audio_s:.0f} s), RTF {rtf:.2f} a decoder"
     )
-    print(f"\n{figure}")
+    print(f"\n{figure}")  # noqa: T201 - the figure is what this test is for
 
     assert words >= FEWEST_WORDS
     assert rate <= HIGHEST_WER, figure

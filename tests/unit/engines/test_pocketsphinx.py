@@ -43,7 +43,9 @@ def clock() -> Clock:
 async def engine(clock: Clock) -> AsyncIterator[PocketSphinxEngine]:
     """One engine with a single decoder, so that two streams quarrel over it."""
     engine = PocketSphinxEngine(
-        EngineOptions(max_decoders=1), timing=Timing(step_s=3.0, wait_s=60.0, reclaim_after_s=RECLAIM_AFTER_S), clock=clock
+        EngineOptions(max_decoders=1),
+        timing=Timing(step_s=3.0, wait_s=60.0, reclaim_after_s=RECLAIM_AFTER_S),
+        clock=clock,
     )
     await engine.start()
     yield engine
