@@ -1,6 +1,7 @@
 """`OmniRealtimeConversation`: everything a program for the vendor's service may say, and what comes back."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
 
 from support import speech
 from support.audio_files import ogg_opus, opus_packets
-from support.invariants import TEXT, assert_finished, kinds_of
+from support.invariants import TEXT, Frame, assert_finished, kinds_of, transcripts
 from support.process import ServerProcess
 from support.sdk_client import TEXT_ONLY, Recorder, conversation, send
 
@@ -40,31 +41,40 @@ def transcription(recorder: Recorder) -> Any:
     return recorder.wait_for("session.updated")["session"]["input_audio_transcription"]
 
 
-def test_vad_flow(server: ServerProcess) -> None:
-    whole = speech.conversation()
+def times(frames: Sequence[Frame]) -> list[int]:
+    """Return all starts and ends of speech, in ms."""
+    return [frame[name] for frame in frames for name in ("audio_start_ms", "audio_end_ms") if name in frame]
+
+
+@pytest.fixture(scope="module")
+def conversation_frames(server: ServerProcess) -> Sequence[Frame]:
+    """What the server says to the whole conversation, sent at once in packets of 100 ms."""
     with conversation(server.url) as (client, recorder):
         client.update_session(TEXT_ONLY, transcription_params=TranscriptionParams(language="en"))
-        send(client, whole.pcm16)
-        client.end_session()
-    assert_finished(recorder.frames, audio_ms=whole.seconds * 1000)
-    kinds = kinds_of(recorder.frames)
-    assert kinds[:2] == OPENING
-    for item in {frame["item_id"] for frame in recorder.all_of(UTTERANCE[0])}:
-        mine = [f for f in recorder.frames if f.get("item_id") == item or f.get("item", {}).get("id") == item]
-        assert kinds_of(mine) == UTTERANCE
-    assert len(recorder.transcripts) == len(speech.conversation_turns())
-    assert recognised(recorder, whole.text)
-
-
-def test_vad_flow_times_are_those_of_the_speech(server: ServerProcess) -> None:
-    with conversation(server.url) as (client, recorder):
         send(client, speech.conversation().pcm16)
         client.end_session()
-    starts = [frame["audio_start_ms"] for frame in recorder.all_of(UTTERANCE[0])]
-    ends = [frame["audio_end_ms"] for frame in recorder.all_of(UTTERANCE[1])]
-    for turn, start, end in zip(speech.conversation_turns(), starts, ends, strict=True):
-        assert start == pytest.approx(turn.start_s * 1000, abs=400)
-        assert end == pytest.approx(turn.end_s * 1000, abs=400)
+    return recorder.frames
+
+
+def test_vad_flow(conversation_frames: Sequence[Frame]) -> None:
+    assert_finished(conversation_frames, audio_ms=speech.conversation().seconds * 1000)
+    assert kinds_of(conversation_frames)[:2] == OPENING
+    finals = transcripts(conversation_frames)
+    assert len(finals) == len(speech.conversation_turns())
+    assert speech.wer(speech.conversation().text, " ".join(finals)) <= WORST_WER
+
+
+def test_vad_flow_gives_every_item_its_events_in_order(conversation_frames: Sequence[Frame]) -> None:
+    for item in {frame["item_id"] for frame in conversation_frames if frame["type"] == UTTERANCE[0]}:
+        mine = [
+            frame for frame in conversation_frames if item in (frame.get("item_id"), frame.get("item", {}).get("id"))
+        ]
+        assert kinds_of(mine) == UTTERANCE
+
+
+def test_vad_flow_times_are_those_of_the_speech(conversation_frames: Sequence[Frame]) -> None:
+    spoken = [1000 * at for turn in speech.conversation_turns() for at in (turn.start_s, turn.end_s)]
+    assert times(conversation_frames) == pytest.approx(spoken, abs=400)
 
 
 def test_text_appears_while_speech_runs(server: ServerProcess) -> None:
@@ -251,20 +261,15 @@ def test_opus_in_an_ogg_stream(server: ServerProcess, packet_bytes: int) -> None
 
 
 @pytest.mark.parametrize("packet_bytes", [333, 1024, 32_000, 10**9])
-def test_finals_do_not_depend_on_packet_size(server: ServerProcess, packet_bytes: int) -> None:
+def test_finals_do_not_depend_on_packet_size(
+    server: ServerProcess, conversation_frames: Sequence[Frame], packet_bytes: int
+) -> None:
     with conversation(server.url) as (client, recorder):
-        send(client, speech.conversation().pcm16)
-        client.end_session()
-    with conversation(server.url) as (client, other):
         send(client, speech.conversation().pcm16, packet_bytes)
         client.end_session()
-    assert_finished(other.frames)
-    assert other.transcripts == recorder.transcripts
-    for kind in UTTERANCE[:2]:
-        times = [
-            [f.get("audio_start_ms", f.get("audio_end_ms")) for f in each.all_of(kind)] for each in (recorder, other)
-        ]
-        assert times[0] == times[1]
+    assert_finished(recorder.frames)
+    assert transcripts(recorder.frames) == transcripts(conversation_frames)
+    assert times(recorder.frames) == times(conversation_frames)
 
 
 def test_finals_do_not_depend_on_pacing(server: ServerProcess) -> None:

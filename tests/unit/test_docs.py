@@ -19,6 +19,10 @@ MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home(?!/secret)|root|Users|work|mnt)/
 REGISTRIES = re.compile(
     r"files\.pythonhosted\.org|pypi\.(?:org|tuna)|registry\.npm|mirrors\.aliyun|download\.pytorch\.org", re.IGNORECASE
 )
+PROMISED_TARGETS = {
+    *("prod-setup", "dev-setup", "sync", "sync-demo", "sync-all", "lock", "start"),
+    *("test", "test-basic", "test-sdk", "test-vad", "clean", "clean-all"),
+}
 MAY_NAME_REGISTRIES = {"uv.lock", "tests/unit/test_docs.py"}
 
 
@@ -40,6 +44,10 @@ def tracked_texts() -> list[tuple[str, str]]:
         if path.is_file() and b"\0" not in (content := path.read_bytes())[:4096]:
             texts.append((name, content.decode("utf-8", errors="replace")))
     return texts
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
 
 
 def anchors(text: str) -> set[str]:
@@ -66,7 +74,13 @@ def test_make_targets_exist(path: Path) -> None:
     code = re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))
     code += [block for _, block in CODE_BLOCK.findall(path.read_text(encoding="utf-8"))]
     mentioned = {target for text in code for found in MAKE_TARGET.findall(text) for target in found.split()}
-    assert mentioned <= set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    assert mentioned <= make_targets()
+
+
+def test_every_make_target_is_there_and_explained() -> None:
+    explained = set(re.findall(r"^([a-z-]+):.*## \S", read("Makefile"), re.MULTILINE))
+    assert make_targets() == explained
+    assert explained >= PROMISED_TARGETS
 
 
 def test_both_readmes_have_the_same_headings_and_tables() -> None:
