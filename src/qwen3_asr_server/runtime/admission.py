@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qwen3_asr_server.errors import Overloaded
+from qwen3_asr_server.errors import Overloaded, ShuttingDown
 
 
 class Refused(Overloaded):
@@ -47,10 +47,11 @@ class Admission:
         """Hold a lease for one session.
 
         Raises:
-            Refused: over a limit, or closed.
+            Refused: over a limit.
+            ShuttingDown: after `close`.
         """
         if self._closed:
-            raise Refused("The server is shutting down.", reason="shutdown")
+            raise ShuttingDown("The server is shutting down.")
         if self.in_use >= self._max_sessions:
             raise Refused("Too many sessions; try again later.", reason="sessions")
         if key_id is not None and self._max_per_key and self._by_key[key_id] >= self._max_per_key:

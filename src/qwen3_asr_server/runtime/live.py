@@ -35,7 +35,8 @@ from qwen3_asr_server.vad._batcher import VadBatcher
 
 _log = logging.getLogger(__name__)
 
-_SCORE_TIMEOUT_S: Final = 10.0
+_SCORE_TIMEOUT_S: Final = 60.0
+"""A detector that is merely overloaded is a reason to read more slowly, not to end sessions."""
 
 
 @dataclass(frozen=True, slots=True)

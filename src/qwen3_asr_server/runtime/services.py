@@ -19,7 +19,7 @@ from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig
 from qwen3_asr_server.engines import choose_engine, load_engine
 from qwen3_asr_server.engines._base import Engine, EngineOptions
-from qwen3_asr_server.errors import EngineError, EngineNotReady, ShuttingDown
+from qwen3_asr_server.errors import EngineError, EngineNotReady, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Admission, Refused
@@ -163,13 +163,14 @@ class Services:
             key_id: which key opened the door, for the limit a key.
 
         Raises:
-            Refused: full, shutting down, or the server does not work.
+            Overloaded: full, shutting down, or the server does not work.
         """
         try:
             with self.admission.admit(key_id):
                 yield from self._serve(config, emit)
-        except Refused as refusal:
-            self.metrics.sessions_refused.labels(refusal.reason).inc()
+        except Overloaded as refusal:
+            reason = refusal.reason if isinstance(refusal, Refused) else "shutdown"
+            self.metrics.sessions_refused.labels(reason).inc()
             raise
 
     def stats(self) -> dict[str, object]:

@@ -5,7 +5,7 @@ import pytest
 
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SessionConfig
-from qwen3_asr_server.errors import EngineNotReady, EngineTimeout
+from qwen3_asr_server.errors import EngineNotReady, EngineTimeout, ShuttingDown
 from qwen3_asr_server.messages import AppendBytes, Closing, Final, Finish, Finished, UtteranceFailed
 from qwen3_asr_server.runtime.admission import Refused
 from qwen3_asr_server.runtime.services import Services
@@ -189,7 +189,7 @@ async def test_draining_lets_live_sessions_have_their_finals():
         await asyncio.sleep(0)
         assert running.services.state == "draining"
         assert not running.services.ready
-        with pytest.raises(Refused, match="shutting down"), running.services.open_session(SessionConfig(), print):
+        with pytest.raises(ShuttingDown), running.services.open_session(SessionConfig(), print):
             pytest.fail("it was let in")
         engine.gate.set()
         await draining
