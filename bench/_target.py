@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from _profile import Overhead, ProfileRows, measure_overhead, new_profile, rows_of
+from prometheus_client import CollectorRegistry
 
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
@@ -78,6 +79,8 @@ class Measured:
     """From packet to VAD decision, every observation of `asr_vad_lag_seconds`."""
     batch_rows: list[float]
     """Sessions in each VAD call."""
+    audio_s: float
+    """Audio that the sessions took in."""
 
 
 class Target:
@@ -147,7 +150,8 @@ class _Meter:
     loop: asyncio.AbstractEventLoop
     lags: _Recorder
     rows: _Recorder
-    begun: tuple[float, float] = (0.0, 0.0)
+    registry: CollectorRegistry
+    begun: tuple[float, float, float] = (0.0, 0.0, 0.0)
     threads: dict[int, float] = field(default_factory=dict)
     profile: cProfile.Profile | None = None
     overhead: Overhead | None = None
@@ -162,17 +166,21 @@ class _Meter:
         self.lags.values.clear()
         self.rows.values.clear()
         self.threads = _threads_cpu_s()
-        self.begun = time.perf_counter(), time.process_time()
+        self.begun = self._now()
 
     def end(self) -> Measured:
-        wall_s, cpu_s = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
+        wall_s, cpu_s, audio_s = (after - before for after, before in zip(self._now(), self.begun, strict=True))
         now = _threads_cpu_s()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         threads_s: dict[str, float] = {}
         for ident, before in self.threads.items():
             if ident in now:
                 threads_s[names[ident]] = threads_s.get(names[ident], 0.0) + now[ident] - before
-        return Measured(wall_s, cpu_s, threads_s, list(self.lags.values), list(self.rows.values))
+        return Measured(wall_s, cpu_s, threads_s, list(self.lags.values), list(self.rows.values), audio_s)
+
+    def _now(self) -> tuple[float, float, float]:
+        audio_s = self.registry.get_sample_value("asr_audio_received_seconds_total")
+        return time.perf_counter(), time.process_time(), audio_s or 0.0
 
     def profile_begin(self) -> None:
         self.overhead = measure_overhead()
@@ -205,7 +213,7 @@ def _run(connection: Connection, core: int | None) -> None:
     server = create_server(settings, services)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     with listener, asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        meter = _Meter(runner.get_loop(), lags, rows)
+        meter = _Meter(runner.get_loop(), lags, rows, services.metrics.registry)
         threading.Thread(target=meter.answer, args=(connection,), daemon=True, name="meter").start()
         connection.send(listener.getsockname()[1])
         runner.run(server.serve(sockets=[listener]))

@@ -144,6 +144,7 @@ _COLUMNS = (
     ("client p95", "client_lag_p95_ms"),
     ("late p99", "late_p99_ms"),
     ("core %", "server_cpu_percent"),
+    ("µs/packet", "cpu_us_per_packet"),
     ("batch", "vad_batch_mean"),
     ("utterances", "utterances"),
     ("void", "void"),
@@ -165,6 +166,7 @@ def _row(run: Run) -> dict[str, Any]:
         "late_p50_ms": _ms(run.load.lateness_s, 0.50),
         "late_p99_ms": _ms(run.load.lateness_s, 0.99),
         "server_cpu_percent": round(100 * run.measured.cpu_s / run.measured.wall_s, 1),
+        "cpu_us_per_packet": round(1e6 * run.measured.cpu_s * PERIOD_S / run.measured.audio_s),
         "client_cpu_percent": round(100 * run.load.cpu_share, 1),
         "vad_batch_mean": round(sum(run.measured.batch_rows) / max(1, len(run.measured.batch_rows)), 1),
         "utterances": sum(transcript.shape[2] for transcript in run.load.transcripts),
@@ -183,29 +185,26 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _print_profile(count: int, plain: Measured, profiled: Measured, rows: ProfileRows) -> None:
-    """Scale the profile to what the loop's thread really used without it.
+    """Print CPU time for each packet, the profile scaled to what the loop's thread used without it.
 
     What neither thread nor function accounts for is the event loop itself: uvloop is written in C.
     """
-    loop_s = plain.threads_s["MainThread"] / plain.wall_s
-    python_s = sum(rows.parts_s.values()) / profiled.wall_s
-    outside_s = max(0.0, loop_s - python_s)
-    scale = min(1.0, loop_s / python_s) / profiled.wall_s
-    shares = {name: own_s * scale for name, own_s in rows.parts_s.items()}
-    shares["event loop in C (uvloop, sockets, task switches)"] = outside_s
-    for name, used_s in plain.threads_s.items():
-        if name != "MainThread":
-            shares[f"thread {name}"] = used_s / plain.wall_s
-    total = plain.cpu_s / plain.wall_s
-    shares["other threads"] = max(0.0, total - sum(shares.values()))
-    print(f"\n{count} sessions use {100 * total:.1f} % of a core, {1e6 * total / count * PERIOD_S:.0f} µs a packet:")
-    for name, share in sorted(shares.items(), key=lambda entry: -entry[1]):
-        if share > 0.0005:
-            print(f"{100 * share:7.1f} %  {1e6 * share / count * PERIOD_S:7.0f} µs a packet  {name}")
+    packets, profiled_packets = plain.audio_s / PERIOD_S, profiled.audio_s / PERIOD_S
+    loop_s = plain.threads_s["MainThread"] / packets
+    python_s = sum(rows.parts_s.values()) / profiled_packets
+    scale = min(1.0, loop_s / python_s) / profiled_packets
+    costs = {name: own_s * scale for name, own_s in rows.parts_s.items()}
+    costs["event loop in C (uvloop, sockets, task switches)"] = max(0.0, loop_s - python_s)
+    costs |= {f"thread {name}": used / packets for name, used in plain.threads_s.items() if name != "MainThread"}
+    total_s = plain.cpu_s / packets
+    costs["other threads"] = max(0.0, total_s - sum(costs.values()))
+    print(f"\n{count} sessions, CPU time for each packet of 100 ms: {1e6 * total_s:.0f} µs")
+    for name, cost_s in sorted(costs.items(), key=lambda entry: -entry[1]):
+        if cost_s > 1e-6:
+            print(f"{1e6 * cost_s:7.0f} µs {100 * cost_s / total_s:5.1f} %  {name}")
     print("\ncostliest functions (own time):")
-    packets = count / PERIOD_S * profiled.wall_s
     for own_s, calls, place in rows.functions:
-        print(f"{1e6 * own_s / packets:7.1f} µs a packet  {calls / packets:7.2f} calls a packet  {place}")
+        print(f"{1e6 * own_s * scale:7.1f} µs  {calls / profiled_packets:6.2f} calls  {place}")
 
 
 def _report() -> None:
@@ -219,11 +218,11 @@ def _report() -> None:
         f"{last['date'][:10]}, {where}; {versions}.",
         f"{how} Carried with p95 under {BOUND_S * 1000:.0f} ms: **{max(carried, default=0)} sessions**.",
         "",
-        "| sessions | lag p50 ms | p95 ms | p99 ms | client p50 ms | p95 ms | late p99 ms | core % | utterances |",
+        "| sessions | lag p50 ms | p95 ms | p99 ms | client p50 ms | p95 ms | late p99 ms | core % | µs/packet |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     keys = ["sessions", "lag_p50_ms", "lag_p95_ms", "lag_p99_ms", "client_lag_p50_ms", "client_lag_p95_ms"]
-    keys += ["late_p99_ms", "server_cpu_percent", "utterances"]
+    keys += ["late_p99_ms", "server_cpu_percent", "cpu_us_per_packet"]
     lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in rows]
     write_table("frontend", lines)
 
