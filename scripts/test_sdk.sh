@@ -17,13 +17,12 @@ constraints="$(mktemp)"
 trap 'rm -f "$constraints"' EXIT
 scripts/uv.sh export --quiet --frozen --no-hashes --no-emit-project --no-emit-package dashscope >"$constraints"
 
+# Joined by && because `step` runs it in a condition, where a failing line would not end it.
 test_with() {
     local version="$1" env=".venvs/sdk-$1"
-    if [ ! -x "$env/bin/python" ]; then
-        scripts/uv.sh venv --quiet "$env"
-    fi
-    scripts/uv.sh pip install --quiet --python "$env" --constraint "$constraints" "dashscope==$version" "${tools[@]}"
-    PYTHONPATH=src QWEN3_ASR_TEST_PYTHON="$PWD/.venv/bin/python" "$env/bin/python" -m pytest -m sdk tests/sdk
+    { [ -x "$env/bin/python" ] || scripts/uv.sh venv --quiet "$env"; } &&
+        scripts/uv.sh pip install --quiet --python "$env" --constraint "$constraints" "dashscope==$version" "${tools[@]}" &&
+        PYTHONPATH=src QWEN3_ASR_TEST_PYTHON="$PWD/.venv/bin/python" "$env/bin/python" -m pytest -m sdk tests/sdk
 }
 
 for version in "${versions[@]}"; do
