@@ -10,6 +10,7 @@ protocol and no web framework.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,8 +36,8 @@ from qwen3_asr_server.vad._batcher import VadBatcher
 
 _log = logging.getLogger(__name__)
 
-_UNLIMITED_STREAMS: Final = 32
-"""Steps at once, of each sort, on an engine that names no number."""
+_BATCHED_STEPS: Final = 32
+"""Steps at once, of each sort, on an engine that batches them."""
 
 State = Literal["loading", "ready", "failed", "draining", "stopped"]
 
@@ -192,10 +193,10 @@ class Services:
         batcher = VadBatcher(vad, on_batch=self._note_batch)
         batcher.start()
         settings = self._settings
-        streams = self.engine_info.max_streams or _UNLIMITED_STREAMS
+        steps = _steps_at_once(self.engine_info)
         options = SchedulerOptions(
-            max_partials=streams,
-            max_urgent=streams,
+            max_partials=steps,
+            max_urgent=steps,
             longest_interval_s=settings.streaming_chunk_size_sec,
             step_timeout_s=settings.decode_timeout_s + settings.queue_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
@@ -281,6 +282,15 @@ class Services:
     @property
     def _buffered_s(self) -> float:
         return sum(live.buffered_samples for live in tuple(self._live)) / SAMPLE_RATE
+
+
+def _steps_at_once(info: EngineInfo) -> int:
+    """Return how many partials, and how many finals, may run side by side.
+
+    An engine with a fixed number of streams works on the processor: more steps than cores would only make each
+    slower, and its deadline counts while it works.
+    """
+    return _BATCHED_STEPS if info.max_streams is None else min(info.max_streams, os.cpu_count() or 1)
 
 
 def _engine(settings: Settings) -> Engine:
