@@ -20,7 +20,7 @@ from support.fake_engine import FakeEngine
 from support.speech import clip, joined, normalise
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
-OPTIONS = EngineOptions(max_decoders=2)
+OPTIONS = EngineOptions(max_decoders=2, decode_timeout_s=60)
 ENGINES = [*engine_names(), "fake"]
 
 

@@ -44,7 +44,7 @@ def session_audio(clips: Sequence[speech.Clip]) -> Samples:
 
 async def directly(items: list[Slices]) -> list[list[str]]:
     """Return what the engine makes of these slices without the server."""
-    engine = load_engine("pocketsphinx", EngineOptions(max_decoders=1))
+    engine = load_engine("pocketsphinx", EngineOptions(max_decoders=1, decode_timeout_s=30))
     await engine.start()
     try:
         return [await recognise(engine, slices_) for slices_ in items]

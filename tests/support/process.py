@@ -64,6 +64,7 @@ def running_server(**settings: str) -> Iterator[ServerProcess]:
         "SERVER_PORT": str(port),
         "ENGINE": "pocketsphinx",
         "POCKETSPHINX_DECODERS": "2",
+        "DECODE_TIMEOUT_S": "30",  # these tests are not about speed, and other work may share the machine
         **settings,
     }
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ DECODERS = 2
 
 
 async def test_the_word_error_rate_on_whole_prompts(record_property: Callable[[str, object], None]) -> None:
-    engine = load_engine("pocketsphinx", EngineOptions(max_decoders=DECODERS))
+    engine = load_engine("pocketsphinx", EngineOptions(max_decoders=DECODERS, decode_timeout_s=60))
     await engine.start()
     began = time.perf_counter()
     try:
