@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -153,14 +154,17 @@ class LoadResult:
     """Share of one core that the client itself used while it sent."""
 
 
-async def run_load(port: int, streams: list[list[bytes]], silence_ms: int, on_steady: "asyncio.Event") -> LoadResult:
+async def run_load(
+    port: int, streams: list[list[bytes]], silence_ms: int, on_steady: Callable[[], None], on_sent: Callable[[], None]
+) -> LoadResult:
     """Play each stream in a session of its own, all at once, one packet each 100 ms.
 
     Args:
         port: where the server listens, on loopback.
         streams: frames of each session, equally many.
         silence_ms: endpointing to ask for.
-        on_steady: set when all sessions have sent for two seconds.
+        on_steady: called when all sessions have sent for two seconds.
+        on_sent: called after the last packet, before the sessions finish.
     """
     sessions = await _connect(port, len(streams), silence_ms)
     lateness_s = []
@@ -176,8 +180,9 @@ async def run_load(port: int, streams: list[list[bytes]], silence_ms: int, on_st
             if index % 16 == 15:
                 await asyncio.sleep(0)
         if number == round(2 / PERIOD_S):
-            on_steady.set()
+            on_steady()
     cpu_share = (time.process_time() - cpu_begin) / (time.perf_counter() - begin)
+    on_sent()
     transcripts = await asyncio.gather(*(session.finish() for session in sessions))
     return LoadResult(list(transcripts), lateness_s, cpu_share)
 

@@ -48,9 +48,10 @@ def write_table(name: str, lines: list[str]) -> None:
 
 
 def read_rows(pattern: str) -> list[dict[str, Any]]:
-    """Return the rows of the newest file of results that matches."""
+    """Return the rows of the last run in the newest file of results that matches."""
     newest = max(RESULTS.glob(pattern))
-    return [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["date"] == rows[-1]["date"]]
 
 
 def percentile(values: list[float], share: float) -> float:

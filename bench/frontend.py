@@ -109,30 +109,29 @@ class Bench:
                 stream = self._speech.frames(offset, self._packets)
                 alone = await run_alone(self._server.port, stream, self._silence_ms)
                 self._alone[offset] = alone.shape
-        steady = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            beginning = group.create_task(self._begin_when(steady, profile=profile))
-            load = await run_load(self._server.port, self._streams(offsets), self._silence_ms, steady)
-            await beginning
-        measured = self._server.end()
+        measured: list[Measured] = []
+
+        def begin() -> None:
+            if profile:
+                self._server.profile_begin()
+            self._server.begin()
+
+        load = await run_load(
+            self._server.port,
+            [self._speech.frames(offset, self._packets) for offset in offsets],
+            self._silence_ms,
+            on_steady=begin,
+            on_sent=lambda: measured.append(self._server.end()),
+        )
         pairs = zip(load.transcripts, offsets, strict=True)
         mismatches = sum(transcript.shape != self._alone[offset] for transcript, offset in pairs)
-        return Run(count, load, measured, mismatches)
+        return Run(count, load, measured[0], mismatches)
 
     async def profile(self, count: int) -> None:
         """Print where the time of `count` sessions goes: first without, then with the profiler."""
         plain = (await self.run(count)).measured
         profiled = (await self.run(count, profile=True)).measured
         _print_profile(count, plain, profiled, self._server.profile_end())
-
-    async def _begin_when(self, steady: asyncio.Event, *, profile: bool) -> None:
-        await steady.wait()
-        if profile:
-            self._server.profile_begin()
-        self._server.begin()
-
-    def _streams(self, offsets: list[int]) -> list[list[bytes]]:
-        return [self._speech.frames(offset, self._packets) for offset in offsets]
 
 
 _COLUMNS = (
@@ -213,7 +212,10 @@ def _report() -> None:
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     carried = [row["sessions"] for row in rows if row["lag_p95_ms"] < BOUND_S * 1000]
     where = f"commit {last['commit']}, one core of {last['cores']} × {last['cpu']}, Python {last['python']}"
-    how = f"Runs of {last['seconds']:.0f} s, `silence_duration_ms` {last['silence_ms']}."
+    how = (
+        f"Runs of {last['seconds']:.0f} s, `silence_duration_ms` {last['silence_ms']}, load of the machine before them "
+    )
+    how += f"{last['load_before']}."
     lines = [
         f"{last['date'][:10]}, {where}; {versions}.",
         f"{how} Carried with p95 under {BOUND_S * 1000:.0f} ms: **{max(carried, default=0)} sessions**.",
