@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
 from qwen3_asr_server.frontends._app import create_server
+from qwen3_asr_server.frontends._server import tune_process
 from qwen3_asr_server.runtime.services import Services
 
 START_TIMEOUT_S = 60
@@ -211,6 +212,7 @@ def _run(connection: Connection, core: int | None) -> None:
     lags = services.metrics.vad_lag_seconds = _Recorder(services.metrics.vad_lag_seconds)
     rows = services.metrics.vad_batch_rows = _Recorder(services.metrics.vad_batch_rows)
     server = create_server(settings, services)
+    tune_process()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     with listener, asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         meter = _Meter(runner.get_loop(), lags, rows, services.metrics.registry)

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status."""
     from qwen3_asr_server.frontends._app import create_server
+    from qwen3_asr_server.frontends._server import tune_process
 
     server = create_server(settings)
     try:
@@ -63,6 +64,7 @@ def serve(settings: Settings) -> int:
         return _fail(f"Cannot listen on {settings.server_host}:{settings.server_port}: {_reason(error)}.")
     with listener:
         _say_where(settings.server_host, listener.getsockname()[1], server.state)
+        tune_process()
         server.run(sockets=[listener])
     return _fail(server.state.failure) if server.state.failure else 0
 

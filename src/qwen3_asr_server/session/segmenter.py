@@ -97,6 +97,9 @@ class Segmenter:
         self._lead_in = samples_of_ms((turn or TurnDetection()).prefix_padding_ms)
         self._trailing = samples_of_ms(options.trailing_ms)
         self._quietest = quietest
+        self._piece_rules = tuple(
+            (round(rule.min_age_s * SAMPLE_RATE), samples_of_ms(rule.min_pause_ms)) for rule in options.piece_rules
+        )
         self._speech = Endpointer(endpoint_rules(turn, options), origin)
         self._item_start: int | None = None
         self._piece_start: int | None = None
@@ -158,7 +161,8 @@ class Segmenter:
         assert self._piece_start is not None
         if self._item_is_due():
             return self._cut_item()
-        if self._speech.silence_samples >= self._needed_pause():
+        silence = self._speech.silence_samples
+        if silence and silence >= self._needed_pause():
             return self._end_piece(self._kept_silence(), None)
         if self.frontier - self._piece_start >= self._options.max_piece_s * SAMPLE_RATE:
             return self._cut_piece()
@@ -223,8 +227,8 @@ class Segmenter:
 
     def _needed_pause(self) -> int:
         """Return the pause that ends a piece of this age, in samples."""
-        age_s = (self.frontier - self._piece_start_or_zero()) / SAMPLE_RATE
-        return samples_of_ms(min(r.min_pause_ms for r in self._options.piece_rules if age_s >= r.min_age_s))
+        age = self.frontier - self._piece_start_or_zero()
+        return min(pause for min_age, pause in self._piece_rules if age >= min_age)
 
     def _kept_silence(self) -> int:
         """Return how much of a pause the open piece would keep: no more than the pause that ends it."""
