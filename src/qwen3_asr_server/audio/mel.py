@@ -119,12 +119,20 @@ class LogMel:
         heard = samples[max(start, 0) : end + 1]
         if start < 0 or end > len(samples):
             heard = np.pad(heard, (max(-start, 0), max(end - len(samples), 0)), mode="reflect")
-        slices = np.lib.stride_tricks.sliding_window_view(heard, FFT_SAMPLES)[::HOP_SAMPLES][: upto - first]
+        slices = np.lib.stride_tricks.sliding_window_view(heard, FFT_SAMPLES)[::HOP_SAMPLES]
+        powers = np.empty((MELS, upto - first), np.float32)
+        for at in range(0, upto - first, _CHUNK_FRAMES):  # at a time what fits into the processor's cache
+            columns = slice(at, min(at + _CHUNK_FRAMES, upto - first))
+            powers[:, columns] = self._log_bands(slices[columns])
+        return powers
+
+    def _log_bands(self, slices: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+        """Return the logarithm of the power in each band, [128, n], of n stretches of 400 samples."""
         spectrum = np.fft.rfft(slices * self._taper)
         power = (spectrum.real**2 + spectrum.imag**2).T
         bands = np.add.reduceat(power[self._bins] * self._weights, self._first_of_band, axis=0)
-        powers: Features = np.log10(np.maximum(bands, 10.0**_SILENCE)).astype(np.float32)
-        return powers
+        logarithms: npt.NDArray[np.floating] = np.log10(np.maximum(bands, 10.0**_SILENCE))
+        return logarithms
 
 
 @dataclass(frozen=True, slots=True, eq=False)
