@@ -21,7 +21,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, slots=True)
 class RollbackRules:
-    """When a token may be kept. The defaults are those of docs/engine.md; samples are at 16 kHz."""
+    """When a token may be kept. Samples are at 16 kHz."""
 
     min_tokens: int = 5
     """Tokens given up at the least."""
