@@ -16,14 +16,16 @@ from qwen3_asr_server.engines._pocketsphinx_wire import HEADER, MAX_BODY_BYTES, 
 if TYPE_CHECKING:
     from pocketsphinx import Decoder
 
-CEPSTRAL_MEAN: Final = (
-    "58.9791,4.46911,9.64331,5.55988,-0.577891,3.86237,-3.23764,4.55998,6.64783,1.71094,-1.37101,1.51951,1.41762"
-)
+CEPSTRAL_MEAN: Final = "56.67,5.24,9.90,10.61,1.98,2.95,-4.63,5.39,2.59,0.25,-2.50,-1.42,2.04"
 """Where every utterance starts its channel estimate, written by `scripts/compute_cmn.py`.
 
 A decoder otherwise keeps the mean of what it heard last, and one session's voice would change another's text.
 The recordings it is computed from are not among the test data.
 """
+
+GAUSSIANS: Final = 8
+"""Densities evaluated per frame and codebook. The library's default is 4; on prompts that are not test data 8 make 3 %
+fewer errors for about a fifth more time."""
 
 CHUNK_BYTES: Final = 2 * 1280
 """80 ms. Audio is always cut here, counted from the start of the utterance: the decoder's result depends on
@@ -36,7 +38,7 @@ def main() -> None:
     requests, answers = _take_over_pipes()
     from pocketsphinx import Decoder
 
-    decoder = Decoder(samprate=16_000, loglevel="FATAL")
+    decoder = Decoder(samprate=16_000, topn=GAUSSIANS, loglevel="FATAL")
     utterance = Utterance(decoder)
     _send(answers, message(READY, Told.HEARD))
     while (request := _receive(requests)) is not None:
