@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -16,12 +17,15 @@ OPTIONS = EngineOptions()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose modules count as engines for one test."""
-    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
-    for name in ("vllm", "transformers", "needy", "mine"):
-        monkeypatch.delitem(sys.modules, f"{engines.__name__}.{name}", raising=False)
-    return tmp_path
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose modules count as engines for one test, before the real ones of the same name."""
+    monkeypatch.setattr(engines, "__path__", [str(tmp_path), *engines.__path__])
+    modules = [f"{engines.__name__}.{name}" for name in ("vllm", "transformers", "needy", "mine")]
+    before = {module: sys.modules.pop(module) for module in modules if module in sys.modules}
+    yield tmp_path
+    for module in modules:
+        sys.modules.pop(module, None)
+    sys.modules.update(before)
 
 
 def test_every_module_without_underscore_is_an_engine(folder: Path) -> None:

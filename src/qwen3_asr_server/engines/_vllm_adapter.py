@@ -1,0 +1,337 @@
+"""The only file that touches vLLM: starts its engine core, hands it requests, reads its answers.
+
+The input is built directly (token ids, our own keys, mel of new windows only), because vLLM's renderer would
+hash, process and send every window again at each step. Where that is not possible, in another version of vLLM, the
+renderer does it, with our keys; `direct` says which of them is used. A lost cache entry shows as a
+finish reason `error`: all data is sent again, once, and never becomes an empty text.
+
+Written for vLLM 0.32. Imported only by `vllm.py`, when the engine starts; knows no streams.
+"""
+
+import itertools
+import logging
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import TokensPrompt
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
+from vllm.platforms import current_platform
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from qwen3_asr_server.domain import StepKind
+from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores
+from qwen3_asr_server.engines._vllm_request import Answer, Counters, Ending, Request, TokenIds, Verdict, Window
+from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
+
+try:
+    from vllm.inputs.engine import mm_input
+except ImportError:
+    mm_input = None
+try:
+    from vllm.sampling_params import RepetitionDetectionParams
+except ImportError:
+    RepetitionDetectionParams = None
+
+_log = logging.getLogger(__name__)
+
+PRIORITIES: Final = {StepKind.FINAL: -10, StepKind.CANDIDATE: 0, StepKind.PARTIAL: 10}
+"""vLLM serves the lowest first."""
+
+_ENDINGS: Final = {"stop": Ending.STOP, "length": Ending.LENGTH, "repetition": Ending.LOOP}
+_VERIFY_FIELDS: Final = {"prompt_logprobs", "flat_logprobs", "skip_reading_prefix_cache", "stream_interval"}
+_LOOP_TOKENS: Final = 20
+"""Longest pattern of tokens that counts as a loop when it is written `_LOOP_COUNT` times in a row; as `text.guard`."""
+_LOOP_COUNT: Final = 20
+_NEVER: Final = 1 << 20
+_JOIN_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """How to start vLLM."""
+
+    model: str
+    """Local folder or hub name."""
+    dtype: str
+    """`auto`, `half` or `float`."""
+    gpu_memory_utilization: float
+    max_model_len: int = 5120
+    """Tokens: a piece of 28 s needs about 600, the rest is for context."""
+    max_windows: int = 5
+    max_requests: int = 128
+    """Requests that run at once: three times the partials in flight, and finals."""
+    encoder_cache_tokens: int = 32_768
+    """Audio embeddings kept. vLLM's own default holds 19 windows; a session has up to four open."""
+    extra: Mapping[str, Any] | None = None
+    """More arguments for vLLM; tests use it."""
+
+
+class VllmCore:
+    """A running engine core; see `Core` for what streams may ask."""
+
+    def __init__(self, engine: AsyncLLM) -> None:
+        self._engine = engine
+        self._names = itertools.count()
+        self._mel_dtype = engine.model_config.dtype
+        self._fields = frozenset(SamplingParams.__struct_fields__)
+        self._ends = _end_tokens(engine)
+        self._open: set[str] = set()
+        self._dead = False
+        self.direct = mm_input is not None
+        self.counters = Counters()
+
+    @classmethod
+    def load(cls, options: CoreOptions) -> "VllmCore":
+        """Start the engine core; blocks for seconds to minutes, so call it in a thread.
+
+        Raises:
+            EngineNotReady: with a reason a user can act upon.
+        """
+        if current_platform.is_cpu():
+            # The first checked draft would compile a kernel for half a minute, and needs a C++ compiler for it.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        try:
+            config = _arguments(options).create_engine_config()
+            config.scheduler_config.encoder_cache_size = options.encoder_cache_tokens
+            config.additional_config = ParentWatch()
+            engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except Exception as problem:
+            _log.exception("vLLM did not start")
+            raise EngineNotReady(f"vLLM did not start: {_first_line(problem)}") from problem
+        held = engine.vllm_config.scheduler_config.encoder_cache_size
+        if held != options.encoder_cache_tokens:
+            engine.shutdown()
+            raise EngineNotReady(f"this version of vLLM keeps {held} audio tokens, too few")
+        return cls(engine)
+
+    def stop(self) -> None:
+        """End the engine core and its workers; blocks until they are gone."""
+        self._dead = True
+        self._engine.shutdown()
+        for child in engine_cores():
+            child.join(_JOIN_S)
+        del self._engine
+
+    @property
+    def can_verify(self) -> bool:
+        """Whether drafts can be compared with the model's own choices."""
+        return self.direct and self._fields >= _VERIFY_FIELDS
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the checkpoint."""
+        return self._engine.renderer.get_tokenizer()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine core is gone; nothing can be asked any more."""
+        return self._dead or self._engine.errored
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have not ended."""
+        return int(self._engine.get_num_unfinished_requests())
+
+    async def abort_all(self) -> None:
+        """End every request; whoever waits for one is told that it failed."""
+        self._dead = True
+        await self._engine.abort(list(self._open))
+        if self._engine.output_handler is not None:
+            self._engine.output_handler.cancel()
+
+    async def all_blocks_free(self) -> bool:
+        """Forget cached prefixes; True if no request holds a block of the KV cache."""
+        return bool(await self._engine.reset_prefix_cache())
+
+    async def generate(self, request: Request) -> Answer:
+        """Decode, see `Core.generate`."""
+        params = self._params(request, output_kind=RequestOutputKind.FINAL_ONLY)
+        async with aclosing(self._outputs(request, request.after, params)) as outputs:
+            async for output in outputs:
+                return self._answer(output)
+        raise EngineCrashed("The recogniser gave no answer.")
+
+    async def verify(self, request: Request, draft: TokenIds) -> Verdict:
+        """Compare a draft with the model's own choices, see `Core.verify`."""
+        params = self._params(
+            request,
+            prompt_logprobs=1,
+            flat_logprobs=True,
+            skip_reading_prefix_cache=False,
+            output_kind=RequestOutputKind.CUMULATIVE,
+            stream_interval=_NEVER,
+        )
+        verdict: Verdict | None = None
+        self.counters.verified += 1
+        async with aclosing(self._outputs(request, request.after + draft, params)) as outputs:
+            async for output in outputs:
+                verdict = verdict or self._compare(output, draft)
+                if verdict.agreed < len(draft):
+                    self.counters.corrected += 1
+                    return verdict
+                if output.finished:
+                    return replace(verdict, continuation=self._answer(output))
+        raise EngineCrashed("The recogniser gave no answer.")
+
+    # Requests
+
+    async def _outputs(self, request: Request, after: TokenIds, params: SamplingParams) -> AsyncGenerator[Any, None]:
+        """Yield vLLM's outputs; a request whose audio was forgotten is sent again, once, with all of it."""
+        self.counters.requests += 1
+        for attempt in range(2):
+            if attempt:
+                self.counters.resent += 1
+                request.delivered.clear()
+            async with aclosing(self._send(request, after, params)) as outputs:
+                async for output in outputs:
+                    if output.outputs[0].finish_reason == "error":
+                        break
+                    request.delivered.update(window.key for window in request.windows)
+                    yield output
+                else:
+                    return
+        raise EngineError("The recogniser lost the audio of this utterance.")
+
+    async def _send(self, request: Request, after: TokenIds, params: SamplingParams) -> AsyncGenerator[Any, None]:
+        if self.dead:
+            raise EngineCrashed("The recogniser is gone.")
+        name = f"{request.kind.name.lower()}-{next(self._names)}"
+        self._open.add(name)
+        try:
+            source = self._direct_input(request, after) if self.direct else await self._rendered_input(request, after)
+            generator: Any = self._engine.generate(source, params, name, priority=PRIORITIES[request.kind])
+            async with aclosing(generator) as outputs:
+                async for output in outputs:
+                    yield output
+        except EngineDeadError as problem:
+            self._dead = True
+            raise EngineCrashed("The recogniser's process died.") from problem
+        except (EngineGenerateError, ValueError) as problem:
+            _log.warning("vLLM refused a request: %s", type(problem.__cause__ or problem).__name__)
+            raise EngineError("The recogniser could not decode this audio.") from problem
+        finally:
+            self._open.discard(name)
+
+    def _direct_input(self, request: Request, after: TokenIds) -> Any:
+        pad = self._audio_token
+        ids, places, items = list(request.before), [], []
+        for window in request.windows:
+            places.append(PlaceholderRange(offset=len(ids), length=window.tokens))
+            items.append(None if window.key in request.delivered else self._item(window))
+            ids += [pad] * window.tokens
+        keys = [window.key for window in request.windows]
+        ids += after
+        source = mm_input(ids, MultiModalKwargsItems({"audio": items}), {"audio": keys}, {"audio": places})
+        source["arrival_time"] = request.asked_at
+        return source
+
+    def _item(self, window: Window) -> Any:
+        frames = window.mel.shape[1]
+        length = torch.tensor([frames])
+        fields = {
+            "input_audio_features": torch.from_numpy(window.mel).to(self._mel_dtype),
+            "feature_attention_mask": torch.ones((1, frames), dtype=torch.int32),
+            "audio_feature_lengths": length,
+        }
+        layout = {
+            "input_audio_features": MultiModalFieldConfig.flat_from_sizes("audio", length, dim=1),
+            "feature_attention_mask": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
+            "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
+        }
+        return MultiModalKwargsItems.from_hf_inputs(fields, layout)["audio"][0]
+
+    async def _rendered_input(self, request: Request, after: TokenIds) -> Any:
+        prompt = TokensPrompt(
+            prompt_token_ids=[*request.before, *[self._audio_token] * len(request.windows), *after],
+            multi_modal_data={"audio": [window.samples for window in request.windows]},
+            multi_modal_uuids={"audio": [window.key for window in request.windows]},
+        )
+        parsed = parse_model_prompt(self._engine.model_config, prompt)
+        (source,) = await self._engine.renderer.render_cmpl_async([parsed])
+        source["arrival_time"] = request.asked_at
+        return source
+
+    def _params(self, request: Request, **more: Any) -> SamplingParams:
+        if RepetitionDetectionParams is not None and "repetition_detection" in self._fields:
+            more["repetition_detection"] = RepetitionDetectionParams(
+                max_pattern_size=_LOOP_TOKENS, min_pattern_size=1, min_count=_LOOP_COUNT
+            )
+        return SamplingParams(temperature=0.0, max_tokens=request.max_tokens, detokenize=False, skip_clone=True, **more)
+
+    @property
+    def _audio_token(self) -> int:
+        return int(self._engine.model_config.hf_config.thinker_config.audio_token_id)
+
+    # Answers
+
+    def _answer(self, output: Any) -> Answer:
+        completion = output.outputs[0]
+        ids = tuple(completion.token_ids)
+        while ids and ids[-1] in self._ends:
+            ids = ids[:-1]
+        ending = _ENDINGS.get(completion.finish_reason)
+        if ending is None:
+            raise EngineError(f"The recogniser ended with {completion.finish_reason!r}.")
+        answer = Answer(ids, ending, len(output.prompt_token_ids), output.num_cached_tokens or 0)
+        counters = self.counters
+        counters.prompt_tokens += answer.prompt_tokens
+        counters.cached_tokens += answer.cached_tokens
+        counters.new_tokens += len(completion.token_ids)
+        counters.cut += ending is Ending.LENGTH
+        return answer
+
+    def _compare(self, output: Any, draft: TokenIds) -> Verdict:
+        rows = output.prompt_logprobs
+        first = len(output.prompt_token_ids) - len(draft)
+        if (output.num_cached_tokens or 0) > first:
+            # What the prefix cache covers was not computed: its rows are memory that nobody has written.
+            raise EngineError("The recogniser could not check this text.")
+        for place, token in enumerate(draft):
+            # A row holds the token that stands there and then the model's first choice.
+            choice = rows.token_ids[rows.end_indices[first + place] - 1]
+            if choice != token:
+                return Verdict(place, None if choice in self._ends else choice, None)
+        return Verdict(len(draft), None, None)
+
+
+def _arguments(options: CoreOptions) -> AsyncEngineArgs:
+    settings: dict[str, Any] = {
+        "model": options.model,
+        "dtype": {"float": "float32"}.get(options.dtype, options.dtype),
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_requests,
+        "max_num_batched_tokens": 4096,
+        "limit_mm_per_prompt": {"audio": options.max_windows},
+        "mm_processor_cache_gb": 1,
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",
+        "enable_log_requests": False,
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():
+        # The processor's kernels want blocks of 32, and with its default of 128 short prompts are never cached.
+        settings |= {"block_size": 32, "enforce_eager": True, "max_num_batched_tokens": 2048}
+    return AsyncEngineArgs(**settings | dict(options.extra or {}))
+
+
+def _end_tokens(engine: AsyncLLM) -> frozenset[int]:
+    found = engine.model_config.try_get_generation_config().get("eos_token_id", [])
+    listed = [found] if isinstance(found, int) else list(found)
+    return frozenset([*listed, engine.renderer.get_eos_token_id()])
+
+
+def _first_line(problem: Exception) -> str:
+    """Return what a person may read of a failure: one line, no path."""
+    lines = [line for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    return " ".join(Path(word).name if "/" in word else word for word in lines[0].split())[:300]

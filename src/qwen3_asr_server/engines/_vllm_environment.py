@@ -1,0 +1,55 @@
+"""What vLLM finds around it when it starts, and the end of its processes.
+
+vLLM's engine core does not notice that its parent was killed; it would keep the GPU's memory for ever. The
+configuration that vLLM pickles into its child processes carries a `ParentWatch`, and unpickling that starts a
+thread which waits for the parent's end. Does not import vLLM, so that it can be asked before and while that is
+loaded; `vllm.py` and `_vllm_adapter` call it.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+
+
+def prepare() -> None:
+    """Set what vLLM reads from the environment, where the operator has not. Call it before vLLM is imported."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
+
+
+def engine_cores() -> list[multiprocessing.process.BaseProcess]:
+    """Return vLLM's processes that are children of this one."""
+    return [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
+
+
+def end_engine_cores() -> None:
+    """Kill them: a load that is still going on gives up."""
+    for child in engine_cores():
+        child.kill()
+
+
+class ParentWatch:
+    """Passes for vLLM's `additional_config`; does its work when it arrives in another process."""
+
+    def __init__(self) -> None:
+        self._home = os.getpid()
+
+    def compute_hash(self) -> str:
+        """Say that it does not change what is computed, as vLLM asks of its configuration."""
+        return ""
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"_home": self._home}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self._home = state["_home"]
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getpid() != self._home:
+            threading.Thread(target=_outlive_not, args=(parent,), name="parent watch", daemon=True).start()
+
+
+def _outlive_not(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)

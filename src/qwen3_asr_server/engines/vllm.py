@@ -1,0 +1,256 @@
+"""Qwen3-ASR on vLLM: every session's steps in one continuously batched engine, on a GPU or on the processor.
+
+It starts and stops the engine core (`_vllm_adapter`, the only part that touches vLLM, imported when it starts), checks
+at the start that it transcribes, and opens streams (`_vllm_stream`). Made by `load_engine("vllm", options)`; knows
+nothing of sessions or settings.
+"""
+
+import asyncio
+import importlib.util
+import json
+import logging
+import secrets
+import time
+import wave
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from qwen3_asr_server.audio.mel import LogMel
+from qwen3_asr_server.domain import GRID_SAMPLES, EngineInfo, Samples, StepKind, StreamOptions
+from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.engines._vllm_request import TokenIds
+from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
+from qwen3_asr_server.errors import EngineNotReady, InvalidValue
+from qwen3_asr_server.text.languages import find
+from qwen3_asr_server.text.prompt import FORCED_NAMES, PromptIds, clean_context
+
+if TYPE_CHECKING:
+    from qwen3_asr_server.engines._vllm_adapter import VllmCore
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_LANGUAGE: Final = "zh"
+MAX_CONTEXT_TOKENS: Final = 1000
+"""Context is in the cache of every step of its session: 200 sessions with 10,000 tokens each would fill it."""
+MAX_CONTEXT_CHARS: Final = 10_000
+MIN_SAMPLES: Final = 7 * GRID_SAMPLES
+"""0.56 s: shorter audio is filled up with silence. The model's own front end does so at 0.5 s, off the grid."""
+
+_CLIP: Final = "_vllm_clip.wav"
+
+
+class VllmEngine:
+    """vLLM behind the engine interface.
+
+    Args:
+        options: all but `max_decoders` are read.
+        verify: finals by comparing the last answer with the model's own choices, which gives the same text in fewer
+            steps; False decodes them from nothing.
+        vllm_arguments: more arguments for vLLM, for tests and benchmarks.
+    """
+
+    def __init__(
+        self, options: EngineOptions, *, verify: bool = True, vllm_arguments: dict[str, object] | None = None
+    ) -> None:
+        self._options = options
+        self._verify = verify
+        self._arguments = vllm_arguments
+        self._core: VllmCore | None = None
+        self._tools: Tools | None = None
+        languages = _languages_of(options.model_path)
+        self._info = EngineInfo(
+            name="vllm",
+            model=_shown_name(options.model_path),
+            description="Qwen3-ASR on vLLM: many live sessions at once, in 30 languages and Chinese dialects."
+            if len(languages) == len(FORCED_NAMES)
+            else f"Qwen3-ASR on vLLM with weights for {', '.join(sorted(languages))} only.",
+            languages=languages,
+            default_language=DEFAULT_LANGUAGE if DEFAULT_LANGUAGE in languages else min(languages),
+            production=True,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is and can do."""
+        return self._info
+
+    @property
+    def core(self) -> "VllmCore":
+        """The running engine core.
+
+        Raises:
+            EngineNotReady: not started, or stopped.
+        """
+        if self._core is None:
+            raise EngineNotReady("the engine is not running")
+        return self._core
+
+    def stats(self) -> dict[str, int]:
+        """Return what the engine core has done since it started; empty while it does not run."""
+        return self._core.counters.flat() if self._core else {}
+
+    async def start(self) -> None:
+        """Load the weights, warm up, and check that a known clip becomes text."""
+        if self._core is not None:
+            return
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineNotReady("the package 'vllm' is not installed: install the extra 'vllm'")
+        began = time.monotonic()
+        core = await self._load()
+        self._core, self._tools = core, self._make_tools(core)
+        try:
+            await self._test_itself(core)
+        except BaseException:
+            await self.stop()
+            raise
+        _log.info(
+            "vLLM runs",
+            extra={"seconds": round(time.monotonic() - began, 1), "direct": core.direct, "verify": core.can_verify},
+        )
+
+    async def stop(self) -> None:
+        """End vLLM's processes; open streams fail."""
+        core, self._core, self._tools = self._core, None, None
+        if core is not None:
+            await core.abort_all()
+            await asyncio.to_thread(core.stop)
+
+    def open_stream(self, options: StreamOptions) -> VllmStream:
+        """Begin a piece.
+
+        Args:
+            options: control tokens in the context are taken out.
+
+        Raises:
+            EngineNotReady: not started, or stopped.
+            InvalidValue: a language that the weights cannot be told to expect.
+        """
+        if self._tools is None:
+            raise EngineNotReady("the engine is not running")
+        if options.language is not None and options.language not in self._info.languages:
+            raise InvalidValue(f"the model cannot be set to the language '{options.language}'", param="language")
+        return VllmStream(self._tools, options.language, options.context)
+
+    async def _load(self) -> "VllmCore":
+        loading = asyncio.ensure_future(asyncio.to_thread(_load_core, self._options, self._arguments))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            await _abandon(loading)
+            raise
+
+    def _make_tools(self, core: "VllmCore") -> Tools:
+        tokenizer = core.tokenizer
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False))
+
+        def decode(ids: Sequence[int]) -> str:
+            return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+        return Tools(
+            core=core,
+            prompt=PromptIds.from_encode(encode),
+            decode=decode,
+            context_ids=_context_encoder(encode),
+            mel=LogMel(MIN_SAMPLES),
+            languages=self._info.languages,
+            max_new_tokens=self._options.max_new_tokens,
+            new_nonce=lambda: secrets.token_hex(12),
+            verify=self._verify,
+        )
+
+    async def _test_itself(self, core: "VllmCore") -> None:
+        """Go through partial, candidate and final by every route into vLLM, and look at the text."""
+        routes = [False, True] if core.direct else [False]
+        texts = [await self._transcribe_clip(core, direct) for direct in routes]
+        if texts[-1] != texts[0]:
+            _log.warning("vLLM takes direct input otherwise than expected; its renderer is used, which is slower")
+            core.direct = False
+        if not texts[0] or set(texts[0]) <= set("! "):
+            raise EngineNotReady(
+                "the model does not transcribe a known clip; if MODEL_DTYPE is 'half', these weights need 'auto'"
+            )
+
+    async def _transcribe_clip(self, core: "VllmCore", direct: bool) -> str:
+        core.direct = direct
+        clip = _clip()
+        stream = self.open_stream(StreamOptions())
+        for units in (6, 12):
+            await stream.step(clip[: units * GRID_SAMPLES], StepKind.PARTIAL)
+        candidate = await stream.step(clip, StepKind.CANDIDATE)
+        await stream.close()
+        return candidate.text if candidate else ""
+
+
+def auto_reason(options: EngineOptions) -> str | None:
+    """Say why `ENGINE=auto` should take this engine: vLLM is installed and a GPU answers."""
+    if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return f"vLLM is installed and a GPU answers ({torch.cuda.get_device_name()})"
+
+
+def _load_core(options: EngineOptions, arguments: dict[str, object] | None) -> "VllmCore":
+    """Import vLLM and start it; both block."""
+    from qwen3_asr_server.engines import _vllm_environment
+
+    _vllm_environment.prepare()
+    from qwen3_asr_server.engines._vllm_adapter import CoreOptions, VllmCore
+
+    return VllmCore.load(
+        CoreOptions(options.model_path, options.dtype, options.gpu_memory_utilization, extra=arguments)
+    )
+
+
+async def _abandon(loading: "asyncio.Future[VllmCore]") -> None:
+    """Wait for a load that nobody wants any more, and undo it."""
+    from qwen3_asr_server.engines import _vllm_environment
+
+    while not loading.done():
+        _vllm_environment.end_engine_cores()
+        await asyncio.wait({loading}, timeout=0.2)
+    if loading.exception() is None:
+        await asyncio.to_thread(loading.result().stop)
+
+
+def _context_encoder(encode: Callable[[str], list[int]]) -> Callable[[str], TokenIds]:
+    @lru_cache(maxsize=1024)
+    def context_ids(context: str) -> TokenIds:
+        cleaned = clean_context(context, MAX_CONTEXT_CHARS)
+        return tuple(encode(cleaned)[:MAX_CONTEXT_TOKENS]) if cleaned else ()
+
+    return context_ids
+
+
+def _languages_of(model_path: str) -> frozenset[str]:
+    """Return the wire codes that the weights name; all that Qwen3-ASR has where the weights are not at hand."""
+    try:
+        config = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    named = config.get("support_languages") or () if isinstance(config, dict) else ()
+    found = {language.code for language in map(find, named) if language is not None}
+    return frozenset(found & FORCED_NAMES.keys()) or frozenset(FORCED_NAMES)
+
+
+def _shown_name(model_path: str) -> str:
+    """Return a hub name as it is, and the last part of a folder."""
+    return Path(model_path).resolve().name if Path(model_path).is_dir() else model_path
+
+
+def _clip() -> Samples:
+    with resources.files(__package__).joinpath(_CLIP).open("rb") as file, wave.open(file) as source:
+        samples = np.frombuffer(source.readframes(source.getnframes()), "<i2").astype(np.float32) / np.float32(32768)
+    return samples[: len(samples) // GRID_SAMPLES * GRID_SAMPLES]
+
+
+ENGINE = VllmEngine
