@@ -143,7 +143,7 @@ class Window:
     mel: Features
     """float32 [128, frames]; nobody may change it."""
     closed: bool
-    """All 800 frames are there and final; the same index and floor always mean the same features."""
+    """All 800 frames are there and final; with the same index and floor, a piece always gives the same features."""
     floor: float
     """The floor that was applied, as a decimal logarithm of power."""
 
@@ -185,7 +185,7 @@ class IncrementalMel:
 
         Args:
             audio: float32 [n], mono, 16 kHz, in [-1, 1], from the start of the piece. It begins with what was
-                fed before, or is the beginning of that.
+                fed before, or is the beginning of that; where they part, feed first what they share.
         """
         final = max(0, (len(audio) - _HALF) // HOP_SAMPLES + 1)
         if final < self._final:
@@ -266,4 +266,4 @@ def _floored(powers: Features, floor: float) -> Features:
 
 
 def _rises_into(floor: float, window: Window) -> bool:
-    return window.floor < floor and bool(window.mel.min() < _scaled_floor(floor))
+    return bool(window.mel.min() < _scaled_floor(floor))

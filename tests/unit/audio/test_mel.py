@@ -186,13 +186,14 @@ def test_a_final_reissues_only_the_windows_that_the_floor_rose_into() -> None:
     assert piece.windows()[0] is kept[0]
 
 
-def test_the_mirrored_edge_lifts_a_floor_only_as_long_as_it_is_the_edge() -> None:
+@pytest.mark.parametrize("cuts", [[], [WINDOW_SAMPLES + GRID_SAMPLES]], ids=["closing now", "closed before"])
+def test_the_mirrored_edge_lifts_a_floor_only_as_long_as_it_is_the_edge(cuts: list[int]) -> None:
     audio = noise(8, *[0.001, 0.0] * 5)
     at = WINDOW_SAMPLES + SAMPLE_RATE
     tone = 0.5 * np.cos(np.arange(200) * 2 * np.pi * 500 / SAMPLE_RATE)
     audio[at - 200 : at] = tone[::-1]
     audio[at : at + 40] = -tone[:40]  # the mirror expected the opposite
-    piece = fed(audio[:at], WINDOW_SAMPLES + GRID_SAMPLES)
+    piece = fed(audio[:at], *cuts)
     mirrored = piece.floor
     np.testing.assert_array_equal(joined(piece.exact_windows()), FRONT.whole(audio[:at]))
     piece.feed(audio)
@@ -223,6 +224,27 @@ def test_a_piece_may_shrink(seed: int, levels: list[float], cuts: list[int]) -> 
     for upto in cuts:
         piece.feed(audio[: upto * GRID_SAMPLES])
         np.testing.assert_array_equal(joined(piece.exact_windows()), FRONT.whole(audio[: upto * GRID_SAMPLES]))
+
+
+@pytest.mark.parametrize(
+    ("levels", "again_frames"),
+    [
+        ([0.5, 0.0] * 4 + [0.1] * 12, 1),
+        ([0.001, 0.0] * 4 + [0.1] * 10 + [0.9] * 2, 1_800),  # the first window rests on what is taken back
+    ],
+    ids=["loud at first", "loud at last"],
+)
+def test_a_piece_shrinks_to_what_it_would_have_been(levels: list[float], again_frames: int) -> None:
+    audio = noise(15, *levels)
+    shorter = audio[: 18 * SAMPLE_RATE]
+    front = Counting()
+    piece = IncrementalMel(front)
+    piece.feed(audio)
+    front.computed = 0
+    piece.feed(shorter)
+    assert front.computed == again_frames
+    np.testing.assert_array_equal(joined(piece.exact_windows()), FRONT.whole(shorter))
+    assert piece.lifted() == []
 
 
 class Counting(LogMel):
