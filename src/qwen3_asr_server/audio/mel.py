@@ -112,6 +112,9 @@ class LogMel:
         Returns:
             float32 [128, upto - first], at least -10.
         """
+        powers = np.empty((MELS, upto - first), np.float32)
+        if first == upto:
+            return powers
         if len(samples) < self._min_samples:
             samples = np.pad(samples, (0, self._min_samples - len(samples)))
         start, end = first * HOP_SAMPLES - _HALF, (upto - 1) * HOP_SAMPLES + _HALF
@@ -120,7 +123,6 @@ class LogMel:
         if start < 0 or end > len(samples):
             heard = np.pad(heard, (max(-start, 0), max(end - len(samples), 0)), mode="reflect")
         slices = np.lib.stride_tricks.sliding_window_view(heard, FFT_SAMPLES)[::HOP_SAMPLES]
-        powers = np.empty((MELS, upto - first), np.float32)
         for at in range(0, upto - first, _CHUNK_FRAMES):  # at a time what fits into the processor's cache
             columns = slice(at, min(at + _CHUNK_FRAMES, upto - first))
             powers[:, columns] = self._log_bands(slices[columns])

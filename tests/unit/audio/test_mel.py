@@ -201,6 +201,13 @@ def test_the_mirrored_edge_lifts_a_floor_only_as_long_as_it_is_the_edge(cuts: li
     np.testing.assert_array_equal(joined(piece.exact_windows()), FRONT.whole(audio))
 
 
+@pytest.mark.parametrize("samples", [0, 8_000, 8_039, 8_040, WINDOW_SAMPLES, WINDOW_SAMPLES + 40])
+def test_feeding_nothing_new_changes_nothing(samples: int) -> None:
+    audio = noise(16, *[0.1] * 9)[:samples]
+    piece = fed(audio, samples, samples)
+    np.testing.assert_array_equal(joined(piece.windows()), FRONT.whole(audio))
+
+
 def test_windows_handed_out_never_change() -> None:
     audio = noise(9, *[0.1, 0.3] * 9)
     piece = IncrementalMel(FRONT)
@@ -215,15 +222,21 @@ def test_windows_handed_out_never_change() -> None:
 @given(
     seed=st.integers(0, 3),
     levels=st.lists(st.sampled_from([0.0, 0.01, 0.9]), min_size=9, max_size=18),
-    cuts=st.lists(st.integers(0, 230), min_size=1, max_size=6),
+    cuts=st.lists(
+        st.builds(
+            lambda steps, rest: steps * GRID_SAMPLES + rest, st.integers(0, 230), st.sampled_from([0, 39, 40, 999])
+        ),
+        min_size=1,
+        max_size=6,
+    ),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_piece_may_shrink(seed: int, levels: list[float], cuts: list[int]) -> None:
+def test_a_piece_may_grow_and_shrink_off_the_grid(seed: int, levels: list[float], cuts: list[int]) -> None:
     audio = noise(seed, *levels)
     piece = IncrementalMel(FRONT)
     for upto in cuts:
-        piece.feed(audio[: upto * GRID_SAMPLES])
-        np.testing.assert_array_equal(joined(piece.exact_windows()), FRONT.whole(audio[: upto * GRID_SAMPLES]))
+        piece.feed(audio[:upto])
+        np.testing.assert_array_equal(joined(piece.exact_windows()), FRONT.whole(audio[:upto]))
 
 
 @pytest.mark.parametrize(
