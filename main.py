@@ -2,4 +2,5 @@
 
 from qwen3_asr_server.cli import main
 
-main()
+if __name__ == "__main__":  # an engine's child processes import this file again
+    main()
