@@ -40,6 +40,7 @@ class AppendAudio:
     """More audio on the session clock."""
 
     samples: Samples
+    event_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,25 @@ class Piece:
         self.heard_upto = max(self.heard_upto, upto)
         self.stable.update(hypothesis.text, hypothesis.words, upto - self.start)
 
+    def shown_text(self) -> str:
+        """Return all that is known of its text; what was confirmed stays in it until the final."""
+        if self.final is not None:
+            return self.final.text
+        return self.stable.confirmed + self.stable.tail(self.best.text if self.best else "")
+
+    def stable_text(self, following: "Piece | None") -> str:
+        """Return what of its text will stay, given the piece after it.
+
+        A following piece that heard its end again may yet correct that end; what was confirmed is older than
+        the overlap.
+        """
+        if self.final is None:
+            return self.stable.confirmed
+        if following is None or not following.overlaps or following.final is not None:
+            return self.final.text
+        confirmed = self.stable.confirmed
+        return confirmed if self.final.text.startswith(confirmed) else ""
+
 
 @dataclass(slots=True)
 class Item:
@@ -72,8 +91,8 @@ class Item:
     committed: bool = False
     shown_stable: str = ""
     shown_unstable: str = ""
-    rewrites: int = 0
-    """How often a shown stable prefix was changed. Zero by construction, counted to be sure."""
+    failure: AsrServerError | None = None
+    """Why it has no transcript, if that is not the fault of one of its pieces."""
 
     @property
     def open_piece(self) -> Piece | None:
@@ -83,12 +102,12 @@ class Item:
     @property
     def ready(self) -> bool:
         """True when its final, or its failure, can be told."""
-        return self.committed and all(piece.over for piece in self.pieces)
+        return self.committed and (self.failure is not None or all(piece.over for piece in self.pieces))
 
     @property
     def error(self) -> AsrServerError | None:
-        """The first failure among its pieces."""
-        return next((piece.error for piece in self.pieces if piece.error), None)
+        """Its failure, or the first among its pieces."""
+        return self.failure or next((piece.error for piece in self.pieces if piece.error), None)
 
     def transcript(self) -> str:
         """Return the joined finals."""
@@ -103,21 +122,19 @@ class Item:
         return self.language
 
     def show(self) -> bool:
-        """Work out the stable prefix and unstable tail anew; tell whether they changed."""
+        """Work out the stable prefix and unstable tail anew; tell whether they changed.
+
+        Stable is what settled pieces say, and what the first unsettled one has confirmed; nothing behind it.
+        """
         texts: list[tuple[str, bool]] = []
-        stable_texts: list[tuple[str, bool]] = []
-        for piece in self.pieces:
-            settled = piece.final is not None and len(stable_texts) == len(texts)
-            if settled and piece.final:
-                texts.append((piece.final.text, piece.overlaps))
-                stable_texts.append(texts[-1])
-                continue
-            if len(stable_texts) == len(texts):
-                stable_texts.append((piece.stable.confirmed, piece.overlaps))
-                texts.append((piece.stable.confirmed + piece.stable.tail(_text(piece)), piece.overlaps))
-                continue
-            texts.append((_text(piece), piece.overlaps))
-        return self._show(_joined(stable_texts), _joined(texts))
+        stable: list[tuple[str, bool]] = []
+        settled = True
+        for piece, following in zip(self.pieces, [*self.pieces[1:], None], strict=True):
+            texts.append((piece.shown_text(), piece.overlaps))
+            if settled:
+                stable.append((piece.stable_text(following), piece.overlaps))
+                settled = stable[-1][0] == texts[-1][0] and piece.final is not None
+        return self._show(_joined(stable), _joined(texts))
 
     def all_words(self) -> list[Word]:
         """Return the words of all finals on the session clock; those heard twice at an overlap once."""
@@ -147,14 +164,8 @@ class Item:
         unstable = full[len(stable) :] if full.startswith(stable) else tail_after(stable, full)
         if (stable, unstable) == (self.shown_stable, self.shown_unstable):
             return False
-        self.rewrites += not stable.startswith(self.shown_stable)
         self.shown_stable, self.shown_unstable = stable, unstable
         return True
-
-
-def _text(piece: Piece) -> str:
-    known = piece.final or piece.best
-    return known.text if known else ""
 
 
 def _joined(parts: list[tuple[str, bool]]) -> str:

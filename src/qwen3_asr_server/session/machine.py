@@ -13,7 +13,8 @@ one another.
 
 What is decoded, and what the client is told of it, is the business of `recognition.py`.
 
-Transitions change state and append events; jobs are derived once, at the end of every input (`_settle`).
+No transition asks a worker for anything: what is to be done next is worked out in one place, `_settle`, after
+each input. So an input that sets off several transitions cannot ask twice.
 It knows no sockets, threads, clocks, wire formats or models. `runtime/live.py` drives it.
 """
 
@@ -71,6 +72,7 @@ class SessionMachine:
         self._progress = now
         self._finish_asked = False
         self._finish_reached = False
+        self._full = False
         self._stale_scores = 0
         self.done = False
 
@@ -120,8 +122,7 @@ class SessionMachine:
             error = IdleTimeout("The session was closed because nothing was received for too long.")
             self._end(error)
             return
-        self._speech.fail_all(EngineTimeout("Recognition did not finish in time."), self._track.received)
-        self._finish()
+        self._give_up(EngineTimeout("Recognition did not finish in time."))
 
     def next_timeout(self) -> float | None:
         """Return when `tick` will have something to do; None when nothing is awaited."""
@@ -170,38 +171,29 @@ class SessionMachine:
         return self._stale_scores + self._speech.stale_outcomes
 
     @property
-    def rewrites(self) -> int:
-        """Stable prefixes that were changed after they had been told."""
-        return self._speech.rewrites
-
-    @property
-    def contradictions(self) -> int:
-        """Finals that do not begin with the stable prefix told last."""
-        return self._speech.contradictions
+    def waiting_commands(self) -> int:
+        """Commands that wait for the audio before them to be judged; the driver should let them drain."""
+        return self._track.waiting_commands
 
     # Commands
 
     def _command(self, command: Command, now: float) -> None:
         match command:
-            case AppendAudio(samples=samples):
-                room = samples_of_ms(self._options.manual_max_s * 1000) - self._uncommitted()
-                if self._asked.turn_detection is None and len(samples) > room:
-                    self._reject(InvalidAudio("The item is too long: commit it before appending more audio."), None)
-                else:
-                    self._track.append(samples)
+            case AppendAudio():
+                self._append(command)
             case Commit(event_id=event_id):
                 if self._asked.turn_detection is not None:
                     self._reject(EmptyCommit("With server VAD there is nothing left to commit."), event_id)
                 elif not self._uncommitted():
                     self._reject(EmptyCommit("There is no audio to commit."), event_id)
                 else:
-                    self._track.wait(command, hard=True)
+                    self._wait(command)
             case Clear():
-                self._track.wait(command, hard=True)
+                self._wait(command)
             case Finish():
                 self._finish_asked = True
                 self._progress = now
-                self._track.wait(command, hard=True)
+                self._wait(command)
             case Configure(config=config):
                 other_mode = (config.turn_detection is None) != (self._asked.turn_detection is None)
                 self._asked = config
@@ -210,6 +202,21 @@ class SessionMachine:
                 raise AssertionError("the driver decodes bytes; a disconnect was handled before")
             case _:
                 assert_never(command)
+
+    def _append(self, append: AppendAudio) -> None:
+        """Take in audio; a Manual item that is full says so once and takes no more until it is committed."""
+        room = samples_of_ms(self._options.manual_max_s * 1000) - self._uncommitted()
+        if self._asked.turn_detection is not None or (len(append.samples) <= room and not self._full):
+            self._track.append(append.samples)
+        elif not self._full:
+            self._full = True
+            message = "The item is as long as it may be: commit it. Audio is ignored until then."
+            self._reject(InvalidAudio(message), append.event_id)
+
+    def _wait(self, command: Commit | Clear | Finish | Configure) -> None:
+        """Let a command that ends audio wait for its place."""
+        self._full = False
+        self._track.wait(command, hard=True)
 
     def _reject(self, error: AsrServerError, event_id: str | None) -> None:
         self._speech.events.append(Rejected(error, event_id))
@@ -295,6 +302,15 @@ class SessionMachine:
             self._speech.jobs.append(frames)
         self._speech.queue(self._track.received, paused=self._track.segmenter.partial_upto is None)
         self._track.trim(self._speech.first_needed(self._track.received))
+
+    def _give_up(self, error: AsrServerError) -> None:
+        """Fail all that is open or waits to be committed, then finish."""
+        self._speech.fail_all(error, self._track.received)
+        for command in self._track.drop_waiting():
+            if isinstance(command, Commit):
+                self._speech.begin_item(self._config, visible=False)
+                self._speech.fail_all(error, self._track.received)
+        self._finish()
 
     def _finish(self) -> None:
         self._speech.events.append(Finished(self._speech.transcript))

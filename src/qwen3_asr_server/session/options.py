@@ -59,5 +59,7 @@ class SessionOptions:
     """Text is confirmed when two hypotheses agree on it and its audio is older than this."""
     max_finals_in_flight: int = 4
     """Finals and candidates of one session that run at once; the rest wait in the session."""
+    transcript_chars: int = 1_000_000
+    """What a session keeps of its finals for its end: some twenty hours of speech, as sessions may last for days."""
     score_frames: int = 64
     """Frames in one VAD job: 2 s of audio, so that a pushed file shares the detector fairly."""

@@ -66,8 +66,6 @@ class Recognition:
         events, jobs: what has been decided since the owner last took them.
         open: the item that grows now.
         stale_outcomes: answers for a piece that was gone.
-        rewrites: stable prefixes that were changed after they had been told.
-        contradictions: finals that do not begin with the stable prefix told last.
     """
 
     def __init__(self, options: SessionOptions, read: Callable[[int, int, int | None], Samples]) -> None:
@@ -78,13 +76,12 @@ class Recognition:
         self._item_count = 0
         self._piece_count = 0
         self._last_committed: int | None = None
-        self._transcripts: list[str] = []
+        self._transcripts: deque[str] = deque()
+        self._transcript_chars = 0
         self.events: list[Event] = []
         self.jobs: list[Job] = []
         self.open: Item | None = None
         self.stale_outcomes = 0
-        self.rewrites = 0
-        self.contradictions = 0
 
     @property
     def empty(self) -> bool:
@@ -93,7 +90,7 @@ class Recognition:
 
     @property
     def transcript(self) -> str:
-        """All finals so far, joined."""
+        """The finals so far, joined; of a very long session the last `transcript_chars`."""
         return join_texts(self._transcripts)
 
     def first_needed(self, default: int) -> int:
@@ -164,8 +161,9 @@ class Recognition:
 
     def fail_all(self, error: AsrServerError, at: int) -> None:
         """Tell the failure of every item that has not been told."""
-        for _, piece in self._pieces.values():
-            piece.error = error
+        for item in self._items:
+            if not item.ready:
+                item.failure = error
         if self.open is not None:
             if self.open.visible:
                 self.events.append(SpeechStopped(self.open.number, at))
@@ -249,18 +247,23 @@ class Recognition:
         """Tell the finals and failures that are ready, in order."""
         while self._items and self._items[0].ready:
             item = self._items.popleft()
-            self.rewrites += item.rewrites
             if item.error is not None:
                 self.events.append(UtteranceFailed(item.number, item.error))
                 continue
             text = item.transcript()
-            self.contradictions += not text.startswith(item.shown_stable)
-            self._transcripts.append(text)
+            self._remember(text)
             words = tuple(item.all_words()) if item.words_wanted else ()
             confidence = item.confidence() if item.words_wanted else None
             self.events.append(Final(item.number, text, item.spoken_language(), words or None, confidence))
 
     # Helpers
+
+    def _remember(self, text: str) -> None:
+        """Keep a final for the session's transcript, and forget the oldest before memory grows with time."""
+        self._transcripts.append(text)
+        self._transcript_chars += len(text)
+        while self._transcript_chars > self._options.transcript_chars:
+            self._transcript_chars -= len(self._transcripts.popleft())
 
     def _open_piece(self) -> Piece:
         piece = self.open.open_piece if self.open else None

@@ -192,7 +192,7 @@ class Segmenter:
         again = max(cut - samples_of_ms(self._options.overlap_s * 1000), self._piece_start_or_zero() + GRID_SAMPLES)
         marks = self._end_piece_at(cut)
         if cut < self._speech.last_speech:
-            marks.append(self._begin_piece(min(again, cut), overlaps=True))
+            marks.append(self._begin_piece(min(again, cut), overlaps=again < cut))
         return marks
 
     def _item_is_due(self) -> bool:

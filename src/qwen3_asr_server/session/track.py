@@ -57,6 +57,17 @@ class Track:
         """The sample after which nothing has been committed, cleared or finished."""
         return next((marker.position for marker in reversed(self._markers) if marker.hard), self.origin)
 
+    @property
+    def waiting_commands(self) -> int:
+        """How many commands wait for their place."""
+        return len(self._markers)
+
+    def drop_waiting(self) -> list[Commit | Clear | Finish | Configure]:
+        """Take out the commands that wait, in order: nothing will reach them any more."""
+        commands = [marker.command for marker in self._markers]
+        self._markers.clear()
+        return commands
+
     def append(self, samples: Samples) -> None:
         """Add audio, float32 [n], at the end."""
         self._timeline.append(samples)

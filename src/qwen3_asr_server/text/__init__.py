@@ -1,1 +1,1 @@
-"""Languages, stable prefixes, joining of pieces. Pure."""
+"""Text without audio: languages, prompts, stable prefixes, joining of pieces, what a model must not say. Pure."""

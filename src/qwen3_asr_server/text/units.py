@@ -25,7 +25,7 @@ class Unit:
 
 def split_units(text: str) -> list[Unit]:
     """Return the units of `text` in order. They tile it from 0 up to the end of its last word."""
-    kinds = "".join(map(_kind, text))
+    kinds = "".join(map(_kind, text)).rstrip("ifs")  # separators at the end belong to no unit: do not search them
     return [Unit(text[m.start(1) : m.end()], m.start(), m.end()) for m in _UNIT.finditer(kinds)]
 
 
