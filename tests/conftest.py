@@ -31,6 +31,18 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return _no_skip(report)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests have measured (`record_property("figure", …)`), also when they pass."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    figures = [
+        value for report in reports for name, value in getattr(report, "user_properties", []) if name == "figure"
+    ]
+    if figures:
+        terminalreporter.section("figures")
+    for figure in dict.fromkeys(figures):
+        terminalreporter.write_line(figure)
+
+
 class NetworkBlockedError(RuntimeError):
     """A test tried to reach another machine."""
 

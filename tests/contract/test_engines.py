@@ -5,6 +5,7 @@ this machine is asked only what it is.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from qwen3_asr_server.errors import EngineError, EngineNotReady, InvalidValue
 from support.children import child_processes
 from support.fake_engine import FakeEngine
 from support.speech import clip, joined, normalise
+from support.tiny_speech import CHECKPOINT, long_audio
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 OPTIONS = EngineOptions(max_decoders=2, decode_timeout_s=60)
@@ -42,9 +44,12 @@ def on_grid(samples: Samples) -> Samples:
     return samples[: len(samples) // GRID_SAMPLES * GRID_SAMPLES]
 
 
-SENTENCE = on_grid(clip("conf-enteringno").samples)
-OTHER = on_grid(clip("queue-thankyou").samples)
-LONGER = on_grid(joined(["conf-hasleft", "queue-thereare"], gap_s=0.4))
+if ASKED:
+    SENTENCE, OTHER, LONGER = (next(long_audio(seconds)) for seconds in (3, 2, 5))
+else:
+    SENTENCE = on_grid(clip("conf-enteringno").samples)
+    OTHER = on_grid(clip("queue-thankyou").samples)
+    LONGER = on_grid(joined(["conf-hasleft", "queue-thereare"], gap_s=0.4))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)

@@ -6,9 +6,10 @@ slices directly, whatever the packet size, the pacing and the mode. Figures are 
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from support.process import ServerProcess, running_server
 from support.reference import Slices, recognise, slices
 from support.sdk_client import TEXT_ONLY, Recorder, conversation, send
 
+Record = Callable[[str, object], None]
 TURN = TurnDetection(threshold=0.5, silence_ms=800)
 """What the wire's defaults mean."""
 CLIPS = speech.prompts()[::2]
@@ -66,7 +68,7 @@ def stream(
     return recorder
 
 
-async def test_the_server_adds_no_error_to_the_engine(server: ServerProcess) -> None:
+async def test_the_server_adds_no_error_to_the_engine(server: ServerProcess, record_property: Record) -> None:
     """Finals over the SDK equal the engine fed directly, word for word, in sessions of every packet size."""
     sizes = [3200, 1, 6400, 928, 32_000, 15 * 1024 * 1024, 2]
     audio = [session_audio(group) for group in GROUPS]
@@ -77,17 +79,16 @@ async def test_the_server_adds_no_error_to_the_engine(server: ServerProcess) -> 
     ]
     assert got == expected
     assert sum(len(clip.text.split()) for clip in CLIPS) >= 300
-    assert any(any(texts) for texts in got)
+    assert all(any(texts) for texts in got), "equal because both are empty"
     spoken = [" ".join(clip.text for clip in group) for group in GROUPS]
     through_server = speech.wer(spoken, [" ".join(texts) for texts in got])
     whole_clips = await directly([[[(padded_to_grid(clip.samples), False)]] for clip in CLIPS])
     direct = speech.wer([clip.text for clip in CLIPS], [" ".join(texts) for texts in whole_clips])
-    report(f"\nWER through the server {through_server:.1%}, engine on whole clips {direct:.1%}")
+    words = sum(len(clip.text.split()) for clip in CLIPS)
+    record_property(
+        "figure", f"WER through the server {through_server:.1%}, of whole clips {direct:.1%}, {words} words"
+    )
     assert through_server <= direct + 0.03
-
-
-def report(figures: str) -> None:
-    print(figures)  # noqa: T201 - shown by `pytest -s`
 
 
 def padded_to_grid(samples: Samples) -> Samples:
@@ -102,13 +103,15 @@ async def test_manual_finals_equal_the_engine_fed_directly(server: ServerProcess
     assert expected[0]
 
 
-async def test_manual_speech_of_more_than_a_minute_is_one_item(server: ServerProcess) -> None:
+async def test_manual_speech_of_more_than_a_minute_is_one_item(server: ServerProcess, record_property: Record) -> None:
     clip = speech.long_clip("paragraph_75s")
     assert clip.seconds > 70
     (expected,) = await directly([slices(clip.samples, None, load_vad())])
     transcripts = stream(server, clip.samples, manual=True).transcripts
     assert transcripts == expected
-    report(f"\n75 s in one Manual item: WER {speech.wer(clip.text, transcripts):.1%}")
+    record_property(
+        "figure", f"WER of {clip.seconds:.0f} s in one Manual item {speech.wer(clip.text, transcripts):.1%}"
+    )
     assert speech.wer(clip.text, transcripts) < 0.35
 
 
@@ -142,31 +145,38 @@ def places_and_finals(frames: Sequence[Frame]) -> tuple[list[object], ...]:
 class Liveness:
     """How `text` fared in utterances of 4 s and more."""
 
-    confirmed: list[float] = field(default_factory=list)
-    """Share of the final's characters that stood in `text` when speech ended."""
+    confirmed_chars: list[int] = field(default_factory=list)
+    """Characters of the final's words that stood in `text` when speech ended."""
+    final_chars: list[int] = field(default_factory=list)
     contradicted: list[bool] = field(default_factory=list)
     """Whether the final does not begin with the last `text`."""
     lags_s: list[float] = field(default_factory=list)
     """For each confirmed word of the final: from its end in the audio to its showing in `text`."""
 
 
-def test_confirmed_text_lives(server: ServerProcess) -> None:
-    """On speech of 4 s and more, half of the final is confirmed by the time speech ends, and never rewritten."""
-    clips = [clip for clip in speech.prompts() if clip.seconds >= 6.5][:6]
-    assert len(clips) == 6
+def test_confirmed_text_lives(server: ServerProcess, record_property: Record) -> None:
+    """In utterances of 4 s and more, half of the final is confirmed by the time speech ends.
+
+    The engine's own last pass changes words that its partials agreed on, so finals do contradict `text`; how
+    often is recorded, and that `text` itself is never rewritten is demanded.
+    """
+    clips = [clip for clip in speech.prompts() if clip.seconds >= 5][:12]
     liveness = Liveness()
-    for at in (0, 2, 4):
+    for at in range(0, len(clips), 2):
         with ThreadPoolExecutor() as pool:
             for recorder, began in pool.map(lambda clip: watch(server, clip), clips[at : at + 2]):
                 note(liveness, recorder, began)
-    report(
-        f"\nconfirmed when speech ended: median {np.median(liveness.confirmed):.0%} of the final, least"
-        f" {min(liveness.confirmed):.0%}; finals that contradict it: {sum(liveness.contradicted)} of"
-        f" {len(liveness.contradicted)}; confirmation lag: median {np.median(liveness.lags_s):.1f} s,"
-        f" p95 {np.percentile(liveness.lags_s, 95):.1f} s"
+    shares = np.array(liveness.confirmed_chars) / np.array(liveness.final_chars)
+    pooled = sum(liveness.confirmed_chars) / sum(liveness.final_chars)
+    record_property(
+        "figure",
+        f"confirmed when speech ended: {pooled:.0%} of the finals' characters (each utterance: median"
+        f" {np.median(shares):.0%}, least {min(shares):.0%}); finals that contradict it {sum(liveness.contradicted)} of"
+        f" {len(liveness.contradicted)}; confirmation lag p50 {np.median(liveness.lags_s):.1f} s,"
+        f" p95 {np.percentile(liveness.lags_s, 95):.1f} s",
     )
-    assert len(liveness.confirmed) >= 6
-    assert np.median(liveness.confirmed) >= 0.5
+    assert len(shares) >= 10
+    assert pooled >= 0.5
     assert "asr_stable_text_rewrites_total 0.0" in server.text("/metrics")
 
 
@@ -194,10 +204,11 @@ def note(liveness: Liveness, recorder: Recorder, began: float) -> None:
         elif frame["type"] == "input_audio_buffer.speech_stopped":
             at_end, long_enough = shown[-1][1], frame["audio_end_ms"] - started_ms >= 4000
         elif frame["type"] == COMPLETED and long_enough:
-            final = frame["transcript"]
-            liveness.confirmed.append(len(at_end) / len(final))
-            liveness.contradicted.append(not final.startswith(shown[-1][1]))
             words = [word["text"] for word in frame["words"]]
+            same = SequenceMatcher(None, at_end.split(), words, autojunk=False).get_matching_blocks()
+            liveness.confirmed_chars.append(sum(len(word) for m in same for word in words[m.b : m.b + m.size]))
+            liveness.final_chars.append(sum(map(len, words)))
+            liveness.contradicted.append(not frame["transcript"].startswith(shown[-1][1]))
             for count, word in enumerate(frame["words"], 1):
                 times = [at for at, text in shown if text.split()[:count] == words[:count]]
                 liveness.lags_s += [times[0] - word["end_time"] / 1000] if times else []
