@@ -1,24 +1,30 @@
 """Whatever a client appends to mono float32 at 16 kHz.
 
-The format that the client announced says where to look; the first bytes of a stream decide: a WAV header in
-pcm, `OggS` in opus. A stream lasts until `flush` or `reset`; after that a header may come again. The result
-does not depend on how the bytes are cut, except for bare opus packets, which are one a message.
+The first bytes of a stream decide: a WAV header or `OggS` is believed whatever was announced, and a container that
+cannot be read is refused with a word on what to send; else the announced format holds. The result does not
+depend on how the bytes are cut, except for bare opus packets, which are one a message.
 
-A container that cannot be read is refused to its end, or until a message begins with a new header: its
-payload must not be mistaken for pcm. It knows no session and no thread; the driver of a session owns one,
-calls it in order, and away from its event loop when `is_heavy` says so.
+An item may end in mid-stream (`flush`, `drop`): the container then goes on behind it, until it has ended by its own
+account or a new header comes first in the next item. One that is broken is refused until the item ends or a message
+begins with a new header: its payload must not be mistaken for pcm.
+
+It knows no session and no thread; the driver of a session owns one, calls it in order, and away from its event
+loop when `is_heavy` says so.
 """
 
-from typing import Final, Protocol, assert_never
+from contextlib import suppress
+from typing import Final, NoReturn, Protocol, assert_never
 
 import numpy as np
 
+from qwen3_asr_server.audio.containers import Container, begins_ogg, container_of
 from qwen3_asr_server.audio.ogg import CAPTURE
 from qwen3_asr_server.audio.opus import OggOpus, OpusPackets
 from qwen3_asr_server.audio.pcm import PcmDecoder, PcmFormat
 from qwen3_asr_server.audio.resample import Resampler
-from qwen3_asr_server.audio.wav import WavReader, looks_like_wav
+from qwen3_asr_server.audio.wav import WavReader
 from qwen3_asr_server.domain import AudioEncoding, AudioFormat, Samples
+from qwen3_asr_server.errors import InvalidAudio
 
 HEAVY_BYTES: Final = 256 * 1024
 """8 s of pcm at 16 kHz; decoding them takes a few milliseconds."""
@@ -36,6 +42,7 @@ class StreamDecoder:
         self._format = audio_format
         self._max_append_s = max_append_s
         self._stream: _Stream | None = None
+        self._interrupted: _Stream | None = None
         self._held = b""
 
     def decode(self, data: bytes) -> Samples:
@@ -52,7 +59,7 @@ class StreamDecoder:
             InvalidAudio: nothing of this message is kept. Later messages are decoded as usual, unless a
                 container's structure is lost (see the module).
         """
-        if self._stream is not None and self._stream.broken and self._opens_container(data):
+        if self._stream is not None and self._stream.broken and _begins_container(data):
             self._stream = None
         if self._stream is None:
             data = self._held + data
@@ -64,54 +71,95 @@ class StreamDecoder:
         return self._stream.decode(data) if data else np.empty(0, np.float32)
 
     def flush(self) -> Samples:
-        """End the stream: return the audio that was held back, as `decode` does. A new stream begins."""
-        first = np.empty(0, np.float32)
-        if self._held and self._format.encoding is AudioEncoding.PCM:
-            self._stream = self._plain_pcm()
-            first = self._stream.decode(self._held)
-        tail = np.empty(0, np.float32) if self._stream is None else self._stream.flush()
-        self.reset()
-        return np.concatenate([first, tail])
+        """End an item: return the audio that was held back, as `decode` does. A container goes on behind it.
 
-    def reset(self) -> None:
-        """Forget everything; a new stream begins."""
-        self._stream = None
-        self._held = b""
+        What is left of an incomplete sample of plain pcm is lost.
+
+        Raises:
+            InvalidAudio: as `decode` does.
+        """
+        stream = self._stream or self._interrupted
+        if stream is None and self._held and self._format.encoding is AudioEncoding.PCM:
+            stream = self._plain_pcm()
+        held, self._held = self._held, b""
+        self._stream = self._interrupted = None
+        if stream is None:
+            return np.empty(0, np.float32)
+        try:
+            first = stream.decode(held) if held else np.empty(0, np.float32)
+            return np.concatenate([first, stream.flush()])
+        finally:
+            self._interrupted = None if stream.broken or stream.ended else stream
+
+    def drop(self) -> None:
+        """End an item like `flush` and forget its audio."""
+        with suppress(InvalidAudio):
+            self.flush()
 
     def is_heavy(self, data: bytes) -> bool:
         """Tell whether decoding this message may hold up an event loop."""
-        return self._format.encoding is AudioEncoding.OPUS or len(data) > HEAVY_BYTES
+        opus = self._format.encoding is AudioEncoding.OPUS or isinstance(self._stream or self._interrupted, OggOpus)
+        return opus or len(data) > HEAVY_BYTES or data.startswith(CAPTURE)
 
     def _open(self, head: bytes) -> "_Stream | None":
-        """Choose the reader by the stream's first bytes; None while they may still become a header."""
-        match self._format.encoding:
-            case AudioEncoding.PCM:
-                match looks_like_wav(head):
-                    case True:
-                        return _Wav(self._max_append_s)
-                    case False:
-                        return self._plain_pcm()
-                    case None:
-                        return None
-            case AudioEncoding.OPUS:
-                if head.startswith(CAPTURE):
+        """Choose the reader by an item's first bytes; None while they may still become a header."""
+        container = container_of(head)
+        if container is None:
+            may_wait = not self._takes_packets or CAPTURE.startswith(head)
+            return None if may_wait else self._without_container()
+        if isinstance(self._interrupted, OggOpus) and container is Container.OGG:
+            match begins_ogg(head):
+                case True:
                     return OggOpus(self._max_append_s)
-                return None if CAPTURE.startswith(head) else OpusPackets()
+                case False:
+                    return self._interrupted
+                case None:
+                    return None
+        match container:
+            case Container.WAV:
+                return _Wav(self._max_append_s)
+            case Container.OGG:
+                return OggOpus(self._max_append_s)
+            case Container.NONE:
+                return self._without_container()
+            case Container.FLAC | Container.MP3 | Container.WEBM | Container.MP4:
+                return _Refused(container)
             case _:
-                assert_never(self._format.encoding)
+                assert_never(container)
 
-    def _opens_container(self, data: bytes) -> bool:
-        return data.startswith(CAPTURE) or looks_like_wav(data) is True
+    def _without_container(self) -> "_Stream":
+        if self._interrupted is not None:
+            return self._interrupted
+        return OpusPackets() if self._format.encoding is AudioEncoding.OPUS else self._plain_pcm()
+
+    @property
+    def _takes_packets(self) -> bool:
+        """What comes are whole packets: the beginning of one must not wait for the next."""
+        if self._interrupted is not None:
+            return isinstance(self._interrupted, OpusPackets)
+        return self._format.encoding is AudioEncoding.OPUS
 
     def _plain_pcm(self) -> "_Pcm":
         return _Pcm(PcmFormat(self._format.sample_rate), self._max_append_s)
+
+
+def _begins_container(data: bytes) -> bool:
+    return container_of(data) in (Container.WAV, Container.OGG)
 
 
 class _Stream(Protocol):
     """A reader of one stream, from its first byte on."""
 
     @property
-    def broken(self) -> bool: ...
+    def broken(self) -> bool:
+        """Nothing more can be read from it."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """What follows an item's end is no part of it any more."""
+        ...
+
     def decode(self, data: bytes) -> Samples: ...
     def flush(self) -> Samples: ...
 
@@ -120,6 +168,7 @@ class _Pcm:
     """Samples without a header."""
 
     broken: Final = False
+    ended: Final = True
 
     def __init__(self, pcm_format: PcmFormat, max_append_s: float) -> None:
         self._decoder = PcmDecoder(pcm_format)
@@ -145,6 +194,10 @@ class _Wav:
     def broken(self) -> bool:
         return self._reader.broken
 
+    @property
+    def ended(self) -> bool:
+        return self._reader.ended
+
     def decode(self, data: bytes) -> Samples:
         audio = self._reader.feed(data)
         if self._pcm is None and self._reader.format is not None:
@@ -153,3 +206,22 @@ class _Wav:
 
     def flush(self) -> Samples:
         return np.empty(0, np.float32) if self._pcm is None else self._pcm.flush()
+
+
+class _Refused:
+    """A container that is not supported."""
+
+    broken: Final = True
+    ended: Final = True
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+
+    def decode(self, data: bytes) -> NoReturn:
+        raise InvalidAudio(
+            f"The audio looks like {self._container.value}. Send 16-bit pcm, a WAV file, opus packets or Ogg Opus.",
+            param="audio",
+        )
+
+    def flush(self) -> Samples:
+        return np.empty(0, np.float32)

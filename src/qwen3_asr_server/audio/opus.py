@@ -8,7 +8,6 @@ Called by the decoder; heavy enough that the driver does that on a worker thread
 """
 
 import struct
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
@@ -34,6 +33,7 @@ class OpusPackets:
     """Decode bare packets, one a message; each holds at most 120 ms."""
 
     broken: Final = False
+    ended: Final = False
 
     def __init__(self) -> None:
         self._codec = _OpusCodec()
@@ -48,7 +48,7 @@ class OpusPackets:
         return self._resampler.process(self._codec.decode([data]))
 
     def flush(self) -> Samples:
-        """Return what the resampler holds back."""
+        """Return what the resampler holds back. The next packet is decoded as the follower of the last."""
         return self._resampler.flush()
 
 
@@ -65,6 +65,7 @@ class OggOpus:
         self._codec = _OpusCodec()
         self._resampler = Resampler(OPUS_RATE)
         self._foreign = False
+        self._ended = False
         self._gain = 1.0
         self._to_skip = 0
         self._granule = 0
@@ -73,6 +74,11 @@ class OggOpus:
     def broken(self) -> bool:
         """It is no Ogg Opus stream (any more); every `decode` raises."""
         return self._foreign or self._reader.broken
+
+    @property
+    def ended(self) -> bool:
+        """The last page of the stream has been read."""
+        return self._ended
 
     def decode(self, data: bytes) -> Samples:
         """Decode the pages that these bytes complete.
@@ -89,17 +95,19 @@ class OggOpus:
         except InvalidAudio:
             self._resampler.flush()
             with suppress(InvalidAudio):
-                deque(pages, maxlen=0)
+                for page in pages:
+                    self._ended = page.last
             raise
 
     def flush(self) -> Samples:
-        """Return what the resampler holds back; an incomplete page is lost."""
+        """Return what the resampler holds back. An incomplete page waits for its other bytes."""
         return self._resampler.flush()
 
     def _decode_pages(self, pages: Iterator[OggPage]) -> Samples:
         """Resample page by page: at 48 kHz, a long message would take three times the memory."""
         parts, decoded = [np.empty(0, np.float32)], 0
         for page in pages:
+            self._ended = page.last
             if page.first:
                 self._begin(page)
                 continue

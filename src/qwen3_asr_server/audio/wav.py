@@ -27,13 +27,6 @@ _EXTENSIBLE: Final = 0xFFFE
 _SUBFORMAT_TAIL: Final = bytes.fromhex("000000001000800000aa00389b71")
 
 
-def looks_like_wav(head: bytes) -> bool | None:
-    """Tell whether a stream is a WAV file from its first bytes; None while more are needed (12 at most)."""
-    if not b"RIFF".startswith(head[:4]) or not b"WAVE".startswith(head[8:12]):
-        return False
-    return True if len(head) >= 12 else None
-
-
 class _Expect(Enum):
     CHUNK = auto()
     FORM = auto()
@@ -57,6 +50,11 @@ class WavReader:
         self._audio_bytes = 0
         self._skip_bytes = 0
         self._in_header = True
+
+    @property
+    def ended(self) -> bool:
+        """All audio that the header announced has been read."""
+        return not self._in_header and not self._audio_bytes
 
     def feed(self, data: bytes) -> bytes:
         """Take in the next bytes and return the audio among them.

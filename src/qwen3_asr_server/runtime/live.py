@@ -218,7 +218,7 @@ class LiveSession:
             case messages.Finish():
                 self._flush_decoder()
             case messages.Clear():
-                self._decoder.reset()
+                self._decoder.drop()
             case messages.Disconnect():
                 self._over("disconnected")
             case _:

@@ -9,6 +9,7 @@ from qwen3_asr_server.audio.decoder import HEAVY_BYTES, StreamDecoder
 from qwen3_asr_server.audio.pcm import encode_s16le
 from qwen3_asr_server.domain import AudioEncoding, AudioFormat, Samples
 from qwen3_asr_server.errors import InvalidAudio
+from support import speech
 from support.audio_files import chirp, cut, ogg_opus, opus_packets, tone, wav_bytes
 
 PCM = AudioFormat()
@@ -18,6 +19,12 @@ OPUS = AudioFormat(AudioEncoding.OPUS)
 def decoded(audio_format: AudioFormat, *pieces: bytes) -> Samples:
     decoder = StreamDecoder(audio_format)
     return np.concatenate([*map(decoder.decode, pieces), decoder.flush()])
+
+
+def endless(wav: bytes) -> bytes:
+    """The same file as a recorder writes it that does not know its length yet."""
+    at = wav.index(b"data") + 4
+    return wav[:at] + b"\xff\xff\xff\xff" + wav[at + 4 :]
 
 
 def pitch(samples: Samples) -> float:
@@ -111,21 +118,130 @@ def test_an_empty_message_within_a_stream_is_no_packet() -> None:
 
 
 @pytest.mark.parametrize(("audio_format", "data"), STREAMS.values(), ids=STREAMS)
-def test_a_new_stream_begins_after_flush_and_reset(audio_format: AudioFormat, data: bytes) -> None:
+def test_a_header_begins_a_new_stream_after_flush_and_drop(audio_format: AudioFormat, data: bytes) -> None:
     decoder = StreamDecoder(audio_format)
     expected = decoded(audio_format, data)
     decoder.decode(data[: len(data) // 2])
-    decoder.reset()
+    decoder.drop()
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate([decoder.decode(data), decoder.flush()]), expected)
 
 
 def test_a_header_begins_a_stream_only_after_flush() -> None:
     decoder, file = StreamDecoder(PCM), wav_bytes(chirp(0.1))
-    decoder.decode(b"\x00\x00")
+    decoder.decode(bytes(8))
     assert len(decoder.decode(file)) == len(file) // 2
     decoder.flush()
     assert len(decoder.decode(file)) == 1_600
+
+
+LONG = {
+    "WAV 8 kHz": (PCM, wav_bytes(chirp(1, 8_000), 8_000)),
+    "WAV without a size": (PCM, endless(wav_bytes(chirp(1, 8_000), 8_000))),
+    "WAV stereo 44.1 kHz": (PCM, wav_bytes(chirp(1, 44_100), 44_100, 2, "s24le")),
+    "Ogg": (OPUS, ogg_opus(chirp(1), page_ms=60)),
+    "Ogg announced as pcm": (PCM, ogg_opus(chirp(1), page_ms=60)),
+}
+
+
+@settings(max_examples=40)
+@given(
+    name=st.sampled_from(sorted(LONG)),
+    ends=st.lists(st.integers(12, 40_000), max_size=3),
+    cuts=st.lists(st.integers(0, 40_000), max_size=5),
+)
+def test_a_container_goes_on_behind_the_end_of_an_item(name: str, ends: list[int], cuts: list[int]) -> None:
+    """Nothing is lost or doubled but for the rounding of the resampler, a sample for each item."""
+    audio_format, data = LONG[name]
+    whole = decoded(audio_format, data)
+    decoder = StreamDecoder(audio_format)
+    parts = []
+    for item in cut(data, ends):
+        parts += [*map(decoder.decode, cut(item, cuts)), decoder.flush()]
+    heard = np.concatenate(parts)
+    assert abs(len(heard) - len(whole)) <= len(ends)
+    count = min(len(heard), len(whole))
+    assert np.corrcoef(heard[:count], whole[:count])[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(("audio_format", "data"), LONG.values(), ids=LONG)
+def test_a_container_goes_on_behind_what_was_dropped(audio_format: AudioFormat, data: bytes) -> None:
+    decoder, half = StreamDecoder(audio_format), len(data) // 2 + 1
+    before = decoder.decode(data[:half])
+    decoder.drop()
+    decoder.drop()
+    after = np.concatenate([decoder.decode(data[half:]), decoder.flush()])
+    whole = decoded(audio_format, data)
+    assert 0 <= len(whole) - len(before) - len(after) < 2_000
+    assert np.corrcoef(after[200:], whole[len(whole) - len(after) :][200:])[0, 1] > 0.97
+
+
+def test_opus_packets_go_on_behind_the_end_of_an_item() -> None:
+    packets = opus_packets(chirp(0.4))
+    items = [decoded_items(OPUS, [packets[:at], packets[at:]]) for at in (7, 8)]
+    np.testing.assert_allclose(np.concatenate(items[0])[6_000:], np.concatenate(items[1])[6_000:], atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+def test_after_the_end_of_a_wav_file_pcm_may_follow(rate: int) -> None:
+    """As announced: the file's own format ends with it."""
+    samples = decoded_items(PCM, [[wav_bytes(chirp(0.1, rate), rate)], [encode_s16le(chirp(0.2))]])
+    assert [len(each) for each in samples] == [1_600, 3_200]
+
+
+def test_after_the_end_of_an_ogg_stream_packets_may_follow() -> None:
+    samples = decoded_items(OPUS, [[ogg_opus(chirp(0.1))], opus_packets(chirp(0.2)), [ogg_opus(chirp(0.1))]])
+    assert [len(each) for each in samples] == [1_600, pytest.approx(3_200, abs=320), 1_600]
+
+
+@pytest.mark.parametrize(("audio_format", "data"), LONG.values(), ids=LONG)
+def test_every_item_may_be_a_file_of_its_own_however_cut(audio_format: AudioFormat, data: bytes) -> None:
+    short = data[: len(data) // 2]
+    items = [[data], [short], [data[:9], data[9:]], cut(data, range(100))]
+    samples = decoded_items(audio_format, items)
+    for number in (2, 3):
+        np.testing.assert_array_equal(samples[number], samples[0])
+
+
+def decoded_items(audio_format: AudioFormat, items: list[list[bytes]]) -> list[Samples]:
+    decoder = StreamDecoder(audio_format)
+    return [np.concatenate([*map(decoder.decode, pieces), decoder.flush()]) for pieces in items]
+
+
+FOREIGN = {
+    "FLAC": speech.clip("queue-thankyou").path.read_bytes(),
+    "MP3": b"ID3\x04\0\0\0\0\0\x0a" + bytes(100),
+    "WebM": b"\x1aE\xdf\xa3\x9fB\x86\x81" + bytes(100),
+    "MP4": b"\0\0\0\x20ftypM4A " + bytes(100),
+}
+
+
+@pytest.mark.parametrize("audio_format", [PCM, OPUS], ids=["pcm", "opus"])
+@pytest.mark.parametrize(("name", "data"), FOREIGN.items(), ids=FOREIGN)
+def test_other_containers_are_refused_by_name(audio_format: AudioFormat, name: str, data: bytes) -> None:
+    decoder = StreamDecoder(audio_format)
+    for part in (data[:50], data[50:]):
+        with pytest.raises(InvalidAudio, match=f"looks like an? {name}.* Send 16-bit pcm, a WAV"):
+            decoder.decode(part)
+    assert len(decoder.flush()) == 0
+    assert len(decoder.decode(wav_bytes(chirp(0.1)))) == 1_600
+
+
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+def test_other_containers_are_looked_for_at_the_very_start_only(data: bytes) -> None:
+    assert len(decoded(PCM, bytes(20) + data)) == (20 + len(data)) // 2
+
+
+@pytest.mark.parametrize("audio_format", [PCM, OPUS], ids=["pcm", "opus"])
+def test_the_header_wins_over_what_was_announced(audio_format: AudioFormat) -> None:
+    assert len(decoded(audio_format, wav_bytes(chirp(0.5, 8_000), 8_000))) == 8_000
+    assert len(decoded(audio_format, ogg_opus(chirp(0.5)))) == 8_000
+
+
+def test_a_short_first_packet_does_not_wait_for_the_next() -> None:
+    """It may look like the beginning of an MP4 file; bare packets must stay one a message."""
+    decoder = StreamDecoder(OPUS)
+    assert len(decoder.decode(b"\0\0")) + len(decoder.flush()) == 160
 
 
 BAD_WAV = b"RIFF\x00\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x02\x00" + bytes(100)
@@ -185,6 +301,16 @@ def test_too_much_in_one_message_is_refused_whole(audio_format: AudioFormat, dat
 )
 def test_heavy_work_is_announced(audio_format: AudioFormat, size: int, heavy: bool) -> None:
     assert StreamDecoder(audio_format).is_heavy(bytes(size)) is heavy
+
+
+def test_ogg_is_heavy_under_any_name() -> None:
+    decoder, data = StreamDecoder(PCM), ogg_opus(chirp(0.1), page_ms=20)
+    assert decoder.is_heavy(data[:10])
+    decoder.decode(data[:10])
+    assert decoder.is_heavy(data[10:200])
+    decoder.decode(data[10:200])
+    decoder.flush()
+    assert decoder.is_heavy(data[200:])
 
 
 @given(
