@@ -253,4 +253,4 @@ async def test_it_can_be_stopped_and_started_again(name: str) -> None:
 def test_this_file_covers_every_engine() -> None:
     folder = Path(__file__).parents[2] / "src" / "qwen3_asr_server" / "engines"
     assert {path.stem for path in folder.glob("[!_]*.py")} <= set(engine_names())
-    assert {"pocketsphinx", "fake"} <= set(ENGINES)
+    assert ASKED or {"pocketsphinx", "fake"} <= set(ENGINES)
