@@ -1,15 +1,17 @@
 """`OmniRealtimeConversation`: everything a program for the vendor's service may say, and what comes back."""
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import soxr
 from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
 
 from support import speech
-from support.audio_files import ogg_opus, opus_packets
+from support.audio_files import ogg_opus, opus_packets, wav_bytes
 from support.invariants import TEXT, Frame, assert_finished, kinds_of, transcripts
 from support.process import ServerProcess
 from support.sdk_client import TEXT_ONLY, Recorder, conversation, send
@@ -121,6 +123,44 @@ def test_manual_flow_of_a_whole_wav_file_in_one_append(server: ServerProcess) ->
     assert_finished(recorder.frames)
     assert len(recorder.transcripts) == 1
     assert recognised(recorder, speech.conversation().text)
+
+
+def manual_transcripts(server: ServerProcess, params: TranscriptionParams, items: Sequence[bytes]) -> list[str]:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False, transcription_params=params)
+        for item in items:
+            send(client, item)
+            client.commit()
+        client.end_session()
+    assert_finished(recorder.frames)
+    assert not recorder.all_of("error")
+    return recorder.transcripts
+
+
+def test_manual_flow_of_one_wav_stream_with_two_commits(server: ServerProcess) -> None:
+    narrow = soxr.resample(np.concatenate([NARROW_CLIP.samples, NARROW_CLIP.samples]), 16_000, 8_000)
+    file = wav_bytes(narrow, 8_000)
+    middle = len(file) - len(narrow)  # two bytes a sample: the second half is as many bytes as there are samples
+    in_file = manual_transcripts(server, TranscriptionParams(), [file[:middle], file[middle:]])
+    pcm = speech.pcm16(narrow)
+    bare = manual_transcripts(
+        server, TranscriptionParams(sample_rate=8_000), [pcm[: len(pcm) // 2], pcm[len(pcm) // 2 :]]
+    )
+    assert in_file == bare
+    assert all(speech.wer(NARROW_CLIP.text, text) <= WORST_WER for text in in_file)
+
+
+@pytest.mark.parametrize("announced", ["opus", "pcm"])
+def test_manual_flow_of_one_ogg_stream_with_two_commits(server: ServerProcess, announced: str) -> None:
+    silence = np.zeros(16_000, np.float32)
+    stream = ogg_opus(np.concatenate([CLIP.samples, silence, CLIP.samples]), page_ms=100)
+    pages = [found.start() for found in re.finditer(b"OggS", stream)]
+    at_s = CLIP.seconds + 0.5
+    middle = pages[2 + round(at_s * 10)] + 5  # within a page, in the silence; two pages are headers
+    params = TranscriptionParams(input_audio_format=announced)
+    texts = manual_transcripts(server, params, [stream[:middle], stream[middle:]])
+    assert len(texts) == 2
+    assert all(speech.wer(CLIP.text, text) <= WORST_WER for text in texts)
 
 
 def test_update_session_without_parameters(server: ServerProcess) -> None:
