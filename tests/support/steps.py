@@ -8,7 +8,7 @@ import numpy as np
 
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
 from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Outcome, Skipped
-from qwen3_asr_server.runtime.scheduler import Lane
+from qwen3_asr_server.runtime.lanes import Lane
 from qwen3_asr_server.session.recognition import Offer
 
 

@@ -38,6 +38,11 @@ class Admission:
         """Sessions that hold a lease."""
         return self._by_key.total()
 
+    @property
+    def full(self) -> bool:
+        """Whether nobody else is let in, whatever the key."""
+        return self.in_use >= self._max_sessions
+
     def close(self) -> None:
         """Refuse everybody from now on; leases that are held stay good."""
         self._closed = True
@@ -52,7 +57,7 @@ class Admission:
         """
         if self._closed:
             raise ShuttingDown("The server is shutting down.")
-        if self.in_use >= self._max_sessions:
+        if self.full:
             raise Refused("Too many sessions; try again later.", reason="sessions")
         if key_id is not None and self._max_per_key and self._by_key[key_id] >= self._max_per_key:
             raise Refused("Too many sessions for this key.", reason="key")

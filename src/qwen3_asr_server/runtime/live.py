@@ -17,11 +17,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, assert_never
 
 from qwen3_asr_server import messages
 from qwen3_asr_server.audio.decoder import StreamDecoder
-from qwen3_asr_server.domain import SAMPLE_RATE, Samples, SessionConfig
+from qwen3_asr_server.domain import SAMPLE_RATE, SessionConfig
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady, IdleTimeout, InternalError, InvalidAudio
 from qwen3_asr_server.messages import Command, Event, Job, Outcome
 from qwen3_asr_server.metrics import Metrics
@@ -51,6 +52,8 @@ class LiveOptions:
     """Unheard audio above which `room` waits."""
     buffer_low_s: float = 30.0
     """Unheard audio at which it goes on."""
+    max_waiting_commands: int = 32
+    """Commits and the like whose audio has not been judged yet, above which `room` waits."""
     log_transcripts: bool = False
 
 
@@ -83,7 +86,7 @@ class LiveSession:
         self._emit = emit
         self._config = config
         self._machine = SessionMachine(config, options.session, self._clock())
-        self._decoder = self._new_decoder()
+        self._decoder = self._new_decoder(config)
         self._vad = workers.vad.open()
         self._lane = workers.scheduler.attach(self)
         self._telemetry = Telemetry(workers.metrics, workers.latencies)
@@ -112,12 +115,7 @@ class LiveSession:
         finally:
             self._over("aborted")
             assert self._reason is not None
-            self._telemetry.closed(
-                self._reason,
-                stale_outcomes=self._machine.stale_outcomes,
-                rewrites=self._machine.rewrites,
-                contradictions=self._machine.contradictions,
-            )
+            self._telemetry.closed(self._reason, stale_outcomes=self._machine.stale_outcomes)
 
     async def submit(self, command: Command) -> None:
         """Obey a command, after those submitted before. Ignored once the session is over."""
@@ -128,12 +126,13 @@ class LiveSession:
                     self._pump()
 
     async def room(self) -> None:
-        """Wait while too much audio is unheard.
+        """Wait while too much audio is unheard, or too many commands wait for their place in it.
 
         Returns at once when nothing runs that would free room: what the machine waits for must then come from
         the client.
         """
-        if self._buffered_s <= self._options.buffer_high_s or self._may_read:
+        full = self._buffered_s > self._options.buffer_high_s or self._too_many_commands
+        if not full or self._may_read:
             return
         self._paused = True
         try:
@@ -202,15 +201,14 @@ class LiveSession:
             case messages.AppendBytes():
                 await self._decode_bytes(command)
                 return
-            case messages.AppendAudio(samples=samples):
-                self._hear(samples)
+            case messages.AppendAudio():
+                self._hear(command)
                 return
             case messages.Configure(config=config):
                 if config.audio != self._config.audio:
                     self._flush_decoder()
-                self._config, before = config, self._config
-                if config.audio != before.audio:
-                    self._decoder = self._new_decoder()
+                    self._decoder = self._new_decoder(config)
+                self._config = config
             case messages.Commit():
                 if self._config.turn_detection is None:  # else it is refused, and the audio goes on behind it
                     self._flush_decoder()
@@ -226,30 +224,28 @@ class LiveSession:
         self._machine.handle(command, self._clock())
 
     async def _decode_bytes(self, append: messages.AppendBytes) -> None:
+        decode = partial(self._decoder.decode, append.data)
         try:
-            if self._decoder.is_heavy(append.data):
-                samples = await asyncio.to_thread(self._decoder.decode, append.data)
-            else:
-                samples = self._decoder.decode(append.data)
+            samples = await asyncio.to_thread(decode) if self._decoder.is_heavy(append.data) else decode()
         except InvalidAudio as error:
             self._tell(messages.Rejected(error, append.event_id))
         else:
-            self._hear(samples)
+            self._hear(messages.AppendAudio(samples, append.event_id))
 
     def _flush_decoder(self) -> None:
         try:
-            self._hear(self._decoder.flush())
+            self._hear(messages.AppendAudio(self._decoder.flush()))
         except InvalidAudio as error:
             self._tell(messages.Rejected(error))
 
-    def _hear(self, samples: Samples) -> None:
-        if len(samples):
+    def _hear(self, append: messages.AppendAudio) -> None:
+        if len(append.samples):
             now = self._clock()
-            self._machine.handle(messages.AppendAudio(samples), now)
+            self._machine.handle(append, now)
             self._telemetry.received(self._machine.received_samples, now)
 
-    def _new_decoder(self) -> StreamDecoder:
-        return StreamDecoder(self._config.audio, max_append_s=self._options.max_append_s)
+    def _new_decoder(self, config: SessionConfig) -> StreamDecoder:
+        return StreamDecoder(config.audio, max_append_s=self._options.max_append_s)
 
     # Workers
 
@@ -310,10 +306,18 @@ class LiveSession:
         return self._machine.buffered_samples / SAMPLE_RATE
 
     @property
+    def _too_many_commands(self) -> bool:
+        return self._machine.waiting_commands > self._options.max_waiting_commands
+
+    @property
     def _may_read(self) -> bool:
         """Reading may pause only while something runs that will free room."""
+        if self.over:
+            return True
+        if self._too_many_commands:  # they move on with the detector alone
+            return self._scoring is None
         busy = self._scoring is not None or self._decoding or self._machine.offer() is not None
-        return self.over or not busy or self._buffered_s <= self._options.buffer_low_s
+        return not busy or self._buffered_s <= self._options.buffer_low_s
 
     # Events and the end
 

@@ -2,32 +2,31 @@
 
 A session attaches and gets a `Lane`. Through it the session hands in finals and candidates, which run as soon
 as the engine has room for them, finals first; and it *offers* partials, which the scheduler *pulls*:
-whenever a slot is free, from the session that has waited longest. What passes through a lane (`Decode`,
-release, an offer; back a pull and an `Outcome`) is plain values, so that gateways and the engine's owner
-can become separate processes with a socket in between; today they call each other directly.
+whenever a slot is free, from the session that has waited longest.
 
 A stream is opened with the first step of a piece and closed at its release, or when a step was cut off; the
 next step, having all audio, then opens another. A piece has at most one step at a time.
 
-It knows no sessions beyond `StepSource`, no protocols, no VAD. Built by the services.
+It knows no sessions beyond `StepSource` (`lanes.py`), no protocols, no VAD. Built by the services.
 """
 
 import asyncio
 import heapq
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from qwen3_asr_server.domain import StepKind
-from qwen3_asr_server.engines._base import Engine, EngineStream
+from qwen3_asr_server.engines._base import Engine
 from qwen3_asr_server.errors import AsrServerError, EngineError, EngineTimeout
-from qwen3_asr_server.messages import Decode, DecodeFailed, Outcome, Skipped
+from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Outcome, Skipped
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
-from qwen3_asr_server.runtime.slots import Crowding, PartialSlots, Waiting, choose, next_due
+from qwen3_asr_server.runtime.crowding import Crowding
+from qwen3_asr_server.runtime.lanes import Lane, Piece, Step, StepSource
+from qwen3_asr_server.runtime.slots import PartialSlots, Waiting, choose, next_due
 from qwen3_asr_server.runtime.steps import close_stream, leaves_stream_usable, open_stream, perform_step
-from qwen3_asr_server.session.recognition import Offer
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +40,8 @@ class SchedulerOptions:
     max_urgent: int = 32
     """Finals and candidates at once; more wait."""
     longest_interval_s: float = 2.0
-    """Interval between a speaking session's partials above which no more sessions should come."""
+    """Interval between a speaking session's heard partials, and wait of a final for its turn, above which no more
+    sessions should come."""
     step_timeout_s: float = 63.0
     """Longest step with its waits inside the engine, besides half of its audio's length. Engines keep the
     deadlines of their own work themselves; this one is for an engine that does not come back."""
@@ -49,73 +49,6 @@ class SchedulerOptions:
     """Longest wait of a final or candidate for its turn."""
     close_timeout_s: float = 5.0
     """Longest wait for a stream to give its resources back."""
-
-
-class StepSource(Protocol):
-    """A session, as the scheduler sees it. Called on the event loop; does not raise."""
-
-    def offer(self) -> Offer | None:
-        """Return the partial that is worth decoding, if any."""
-        ...
-
-    def pull(self, now: float) -> Decode | None:
-        """Take the offered partial as a job."""
-        ...
-
-    def deliver(self, outcome: Outcome) -> None:
-        """Take in the answer to a `Decode`."""
-        ...
-
-
-class Lane:
-    """A session's way to the engine."""
-
-    def __init__(self, scheduler: "StepScheduler", source: StepSource) -> None:
-        self._scheduler = scheduler
-        self.source = source
-        self.pieces: dict[int, _Piece] = {}
-
-    def notify(self) -> None:
-        """Say that the source's offer may have changed."""
-        self._scheduler._offered(self)
-
-    def submit(self, decode: Decode) -> None:
-        """Queue a final or candidate; its outcome is delivered to the source."""
-        self._scheduler._queue(self, decode)
-
-    def release(self, piece: int) -> None:
-        """Give up a piece: what waits or runs for it is dropped, its stream is closed."""
-        held = self.pieces.pop(piece, None)
-        if held is not None:
-            self._scheduler._drop(held)
-
-    def detach(self) -> None:
-        """Leave: releases everything; nothing is delivered afterwards."""
-        for piece in list(self.pieces):
-            self.release(piece)
-        self._scheduler._forget(self)
-
-
-@dataclass(slots=True, eq=False)
-class _Piece:
-    """What the scheduler holds for a piece that was not released yet."""
-
-    stream: EngineStream | None = None
-    step: "_Step | None" = None
-
-
-@dataclass(slots=True, eq=False)
-class _Step:
-    """A decode that waits or runs."""
-
-    lane: Lane
-    piece: _Piece
-    decode: Decode
-    queued_at: float
-    began_at: float = 0.0
-    task: asyncio.Task[Outcome] | None = None
-    dropped: bool = False
-    """The piece was released meanwhile."""
 
 
 class StepScheduler:
@@ -126,24 +59,34 @@ class StepScheduler:
         options: bounds.
         metrics: where waits, services and slots are noted.
         clock: seconds, monotonic.
+        on_death: called when the scheduler itself has failed and serves nobody any more.
     """
 
-    def __init__(self, engine: Engine, options: SchedulerOptions, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        options: SchedulerOptions,
+        metrics: Metrics,
+        clock: Clock,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._options = options
         self._metrics = metrics
         self._clock = clock
         self._slots = PartialSlots(options.max_partials, clock())
-        self._crowding = Crowding(options.longest_interval_s)
+        self._crowding: Crowding[Lane] = Crowding(options.longest_interval_s, clock())
+        self._on_death = on_death
         self._lanes: set[Lane] = set()
         self._waiting: dict[Lane, Waiting[Lane]] = {}
-        self._urgent: list[tuple[int, int, _Step]] = []
+        self._urgent: list[tuple[int, int, Step]] = []
         self._order = itertools.count()
         self._running = dict.fromkeys(StepKind, 0)
         self._closing = 0
         self._open = False
         self._failure: EngineError | None = None
         self._stopping = False
+        self._dead = False
         self._wake = asyncio.Event()
         self._alarm = Alarm(clock, self._wake.set)
         self._runner: asyncio.Task[None] | None = None
@@ -152,10 +95,12 @@ class StepScheduler:
     def start(self) -> None:
         """Begin to serve lanes; steps wait for `engine_ready`."""
         self._runner = asyncio.create_task(self._run(), name="step scheduler")
+        self._runner.add_done_callback(self._ran)
 
     def engine_ready(self) -> None:
         """Say that the engine has started."""
         self._open, self._failure = True, None
+        self._crowding.restart(self._clock())
         self._wake.set()
 
     @property
@@ -166,7 +111,8 @@ class StepScheduler:
     @property
     def crowded(self) -> bool:
         """Whether more sessions would make partials rarer than promised."""
-        return self._crowding.crowded(self._clock())
+        finals = ((s.lane, s.queued_at) for *_, s in self._urgent if s.decode.kind is StepKind.FINAL and not s.dropped)
+        return self._open and self._crowding.crowded(self._clock(), finals)
 
     def engine_failed(self, error: EngineError) -> None:
         """Say that the engine could not start: what waits, and what comes, fails with `error`."""
@@ -180,9 +126,8 @@ class StepScheduler:
         runner, self._runner = self._runner, None
         if runner is None:
             return
-        try:
-            await asyncio.wait_for(asyncio.shield(runner), 2 * self._options.close_timeout_s)
-        except TimeoutError:
+        await asyncio.wait({runner}, timeout=2 * self._options.close_timeout_s)
+        if not runner.done():
             _log.error("streams did not close in time")
             runner.cancel()
 
@@ -205,12 +150,16 @@ class StepScheduler:
 
     # What lanes call
 
-    def _offered(self, lane: Lane) -> None:
+    def offered(self, lane: Lane) -> None:
+        """Look at the lane's offer anew."""
         offer = lane.source.offer() if lane in self._lanes else None
         before = self._waiting.pop(lane, None)
         if offer is None:
+            if not lane.is_being_heard:
+                self._crowding.rests(lane)
             return
         now = self._clock()
+        self._crowding.wants(lane, offer.last_step)
         self._waiting[lane] = Waiting(lane, offer.last_step, offer.due, before.offered if before else now)
         if self._running[StepKind.PARTIAL] < self._slots.slots:
             if offer.due <= now:
@@ -218,18 +167,20 @@ class StepScheduler:
             else:
                 self._alarm.set(offer.due)
 
-    def _queue(self, lane: Lane, decode: Decode) -> None:
+    def queue(self, lane: Lane, decode: Decode) -> None:
+        """Run a final or candidate when its turn comes."""
         step = self._new_step(lane, decode, self._clock())
         heapq.heappush(self._urgent, (decode.kind, next(self._order), step))
         self._wake.set()
 
-    def _new_step(self, lane: Lane, decode: Decode, queued_at: float) -> _Step:
-        piece = lane.pieces.setdefault(decode.piece, _Piece())
+    def _new_step(self, lane: Lane, decode: Decode, queued_at: float) -> Step:
+        piece = lane.pieces.setdefault(decode.piece, Piece())
         assert piece.step is None, "the machine asks for one decode of a piece at a time"
-        piece.step = _Step(lane, piece, decode, queued_at)
+        piece.step = Step(lane, piece, decode, queued_at)
         return piece.step
 
-    def _drop(self, piece: _Piece) -> None:
+    def drop(self, piece: Piece) -> None:
+        """Give up what waits or runs for a piece and close its stream."""
         step, piece.step = piece.step, None
         if step is not None:
             step.dropped = True
@@ -238,11 +189,22 @@ class StepScheduler:
         else:
             self._close(piece)
 
-    def _forget(self, lane: Lane) -> None:
+    def forget(self, lane: Lane) -> None:
+        """Serve the lane no more."""
         self._lanes.discard(lane)
         self._waiting.pop(lane, None)
+        self._crowding.forget(lane)
 
     # The loop
+
+    def _ran(self, runner: asyncio.Task[None]) -> None:
+        """See to it that the end of the loop, if it was not asked to end, is not taken for a quiet moment."""
+        error = None if runner.cancelled() else runner.exception()
+        if self._stopping and error is None:
+            return
+        self._open, self._dead = False, True
+        _log.error("the step scheduler has failed", exc_info=error)
+        self._on_death()
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as self._group:
@@ -305,15 +267,14 @@ class StepScheduler:
 
     # Steps
 
-    def _begin(self, step: _Step) -> None:
+    def _begin(self, step: Step) -> None:
         decode, piece = step.decode, step.piece
         now = step.began_at = self._clock()
         waited_s = max(0.0, now - step.queued_at)
         self._metrics.decode_queue_seconds.labels(decode.kind.name.lower()).observe(waited_s)
         if decode.kind is StepKind.FINAL:
             self._slots.final_waited(waited_s, now)
-        elif decode.kind is StepKind.PARTIAL:
-            self._crowding.partial_waited(waited_s, now)
+            self._crowding.final_waited(step.lane, waited_s, now)
         if piece.stream is None:
             opened = open_stream(self._engine, decode)
             if isinstance(opened, DecodeFailed):
@@ -324,7 +285,7 @@ class StepScheduler:
         step.task = self._group.create_task(perform_step(piece.stream, decode, self._options.step_timeout_s))
         step.task.add_done_callback(lambda task: self._ended(step, task))
 
-    def _ended(self, step: _Step, task: asyncio.Task[Outcome]) -> None:
+    def _ended(self, step: Step, task: asyncio.Task[Outcome]) -> None:
         self._running[step.decode.kind] -= 1
         self._wake.set()
         if task.cancelled():
@@ -337,7 +298,7 @@ class StepScheduler:
             self._close(step.piece)
         self._answer(step, outcome)
 
-    def _note_service(self, step: _Step, outcome: Outcome) -> None:
+    def _note_service(self, step: Step, outcome: Outcome) -> None:
         now = self._clock()
         service_s, kind = now - step.began_at, step.decode.kind
         self._metrics.decode_seconds.labels(kind.name.lower()).observe(service_s)
@@ -346,16 +307,18 @@ class StepScheduler:
         elif kind is StepKind.PARTIAL:
             self._slots.partial_served(service_s, now)
 
-    def _answer(self, step: _Step, outcome: Outcome) -> None:
+    def _answer(self, step: Step, outcome: Outcome) -> None:
         if step.dropped:
             self._metrics.stale_outcomes.inc()
             return
         step.piece.step = None
+        if isinstance(outcome, Heard) and outcome.kind is not StepKind.FINAL:
+            self._crowding.heard(step.lane, self._clock())
         step.lane.source.deliver(outcome)
 
-    def _close(self, piece: _Piece) -> None:
+    def _close(self, piece: Piece) -> None:
         stream, piece.stream = piece.stream, None
-        if stream is not None:
+        if stream is not None and not self._dead:
             self._closing += 1
             self._group.create_task(close_stream(stream, self._options.close_timeout_s)).add_done_callback(self._closed)
 
@@ -364,5 +327,5 @@ class StepScheduler:
         self._wake.set()
 
 
-def _failed(step: _Step, error: AsrServerError) -> DecodeFailed:
+def _failed(step: Step, error: AsrServerError) -> DecodeFailed:
     return DecodeFailed(step.decode.piece, step.decode.kind, error)

@@ -5,7 +5,7 @@ loop. The only part of the runtime that reads the settings; what it builds gets 
 protocol and no web framework.
 
     loading ──▶ ready ──▶ draining ──▶ stopped
-       └──▶ failed
+       └──▶ failed ◀─┘
 """
 
 import asyncio
@@ -20,12 +20,13 @@ from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig
 from qwen3_asr_server.engines import choose_engine, load_engine
 from qwen3_asr_server.engines._base import Engine, EngineOptions
-from qwen3_asr_server.errors import EngineError, EngineNotReady, Overloaded, ShuttingDown
+from qwen3_asr_server.errors import AsrServerError, InternalError, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Admission, Refused
 from qwen3_asr_server.runtime.alarm import Clock
 from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
+from qwen3_asr_server.runtime.loading import EngineLoader
 from qwen3_asr_server.runtime.outbox import OutboxOptions
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies
@@ -40,6 +41,15 @@ _BATCHED_STEPS: Final = 32
 """Steps at once, of each sort, on an engine that batches them."""
 
 State = Literal["loading", "ready", "failed", "draining", "stopped"]
+Status = Literal["loading", "ready", "full", "failed", "draining", "stopped"]
+
+_REASONS: Final[dict[Status, str]] = {
+    "loading": "The engine is loading.",
+    "full": "All sessions, or all recognition capacity, are in use.",
+    "failed": "Recognition has failed; the log of the server has the details.",
+    "draining": "The server is shutting down.",
+    "stopped": "The server is shutting down.",
+}
 
 
 class Services:
@@ -69,7 +79,7 @@ class Services:
         self._clock = clock
         self._started_at = clock()
         self._lazy = settings.model_loading == "lazy"
-        self._loading: asyncio.Task[None] | None = None
+        self._loader: EngineLoader | None = None
         self._workers: Workers | None = None
         self._live: set[LiveSession] = set()
         self._latencies = Latencies()
@@ -93,9 +103,26 @@ class Services:
         return self._vad.name if self._vad is not None else "silero"
 
     @property
+    def status(self) -> Status:
+        """What newcomers find: the state, or why a server that works would not serve them now.
+
+        A lazy engine that could not be loaded is tried again for each newcomer, so its failure may pass.
+        """
+        if self.state != "ready":
+            return self.state
+        if self._loader is not None and self._loader.failed:
+            return "loading" if self._loader.loading else "failed"
+        return "full" if self._crowded or self.admission.full else "ready"
+
+    @property
+    def reason(self) -> str | None:
+        """Why a new session would not be served, in a sentence for everybody; None when it would."""
+        return _REASONS.get(self.status)
+
+    @property
     def ready(self) -> bool:
         """Whether a new session would be served."""
-        return self.state == "ready"
+        return self.status == "ready"
 
     async def start(self) -> None:
         """Load the VAD and, unless loading is lazy, the engine.
@@ -107,8 +134,9 @@ class Services:
             if self._vad is None:
                 self._vad = await asyncio.to_thread(load_vad)
             self._workers = self._start_workers(self._vad)
+            self._loader = EngineLoader(self._engine, self._workers.scheduler)
             if not self._lazy:
-                await self._load()
+                await self._loader.load()
         except Exception:
             self.state = "failed"
             raise
@@ -120,11 +148,10 @@ class Services:
     async def stop(self) -> None:
         """End what still lives and release everything. Safe to call twice, or without `start`."""
         self.admission.close()
-        self._end_all("shutdown")
+        self._end_all("shutdown", ShuttingDown("The server is shutting down."))
         workers, self._workers = self._workers, None
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait({self._loading})
+        if self._loader is not None:
+            await self._loader.stop()
         if workers is not None:
             await workers.scheduler.stop()
             workers.vad.stop()
@@ -150,7 +177,7 @@ class Services:
                 await self._nobody_left.wait()
         except TimeoutError:
             _log.warning("sessions did not finish in time", extra={"sessions": len(self._live)})
-            self._end_all("shutdown")
+            self._end_all("shutdown", ShuttingDown("The server is shutting down."))
 
     @contextmanager
     def open_session(
@@ -201,48 +228,28 @@ class Services:
             step_timeout_s=settings.decode_timeout_s + settings.queue_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
         )
-        scheduler = StepScheduler(self._engine, options, self.metrics, self._clock)
+        scheduler = StepScheduler(self._engine, options, self.metrics, self._clock, self._scheduler_died)
         scheduler.start()
         return Workers(batcher, scheduler, self.metrics, self._latencies, self._clock)
 
-    async def _load(self) -> None:
-        """Start the engine, so that the steps which wait can run."""
-        assert self._workers is not None
-        scheduler = self._workers.scheduler
-        try:
-            await self._engine.start()
-        except EngineError as error:
-            scheduler.engine_failed(error)
-            raise
-        scheduler.engine_ready()
-
-    async def _load_lazily(self) -> None:
-        try:
-            await self._load()
-        except EngineError as error:
-            _log.error("the engine could not be loaded: %s", error.message)
-        except Exception:  # noqa: BLE001 - a task of its own: nobody else would hear of it
-            _log.exception("the engine could not be loaded")
-            assert self._workers is not None
-            self._workers.scheduler.engine_failed(EngineNotReady("The engine could not be loaded."))
-
-    def _want_engine(self) -> None:
-        """Begin to load a lazy engine, once for all who want it; again when that failed."""
-        if self._lazy and (self._loading is None or (self._loading.done() and not self._engine_loaded)):
-            self._loading = asyncio.create_task(self._load_lazily(), name="load the engine")
+    def _scheduler_died(self) -> None:
+        """Serve nobody any more: without it no session would ever hear a thing."""
+        self.state = "failed"
+        self._end_all("error", InternalError("Recognition has failed on the server."))
 
     @property
-    def _engine_loaded(self) -> bool:
-        return self._workers is not None and self._workers.scheduler.is_open
+    def _crowded(self) -> bool:
+        return self._workers is not None and self._workers.scheduler.crowded
 
     # Sessions
 
     def _serve(self, config: SessionConfig, emit: Callable[[Event], None]) -> Iterator[LiveSession]:
         if self._workers is None or self.state == "failed":
             raise Refused("The server is not ready; try again later.", reason="not_ready")
-        if self._workers.scheduler.crowded:
+        if self._crowded:
             raise Refused("All recognition capacity is in use; try again later.", reason="crowded")
-        self._want_engine()
+        if self._lazy and self._loader is not None:
+            self._loader.want()
         live = LiveSession(config, self._live_options(), self._workers, emit)
         self._live.add(live)
         self._nobody_left.clear()
@@ -271,9 +278,9 @@ class Services:
             log_transcripts=settings.log_transcripts,
         )
 
-    def _end_all(self, reason: str) -> None:
+    def _end_all(self, reason: str, error: AsrServerError) -> None:
         for live in list(self._live):
-            live.end(reason, ShuttingDown("The server is shutting down."))
+            live.end(reason, error)
 
     def _note_batch(self, rows: int, seconds: float) -> None:
         self.metrics.vad_batch_rows.observe(rows)

@@ -6,8 +6,6 @@ formula for the stretch and nothing to oscillate.
 """
 
 import math
-import statistics
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -18,7 +16,6 @@ _PERIOD_S: Final = 1.0
 _SERVICE_TARGET_S: Final = 0.150
 _FINAL_WAIT_TARGET_S: Final = 0.030
 _DECREASE: Final = 0.75
-_CROWDED_FOR_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +88,3 @@ class PartialSlots:
     def _p95_s(self) -> float:
         ordered = sorted(self._services_s)
         return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else 0.0
-
-
-class Crowding:
-    """Whether partials come too late for more sessions to be let in.
-
-    Args:
-        limit_s: longest wait of a partial, in the median over 5 s.
-    """
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._waits: deque[tuple[float, float]] = deque()
-
-    def partial_waited(self, wait_s: float, now: float) -> None:
-        """Note how long a partial waited after it was due."""
-        self._waits.append((now, wait_s))
-        while self._waits[0][0] < now - _CROWDED_FOR_S:
-            self._waits.popleft()
-
-    def crowded(self, now: float) -> bool:
-        """Tell whether the last 5 s were too full; without partials in them they were not."""
-        recent = [wait_s for at, wait_s in self._waits if at >= now - _CROWDED_FOR_S]
-        return bool(recent) and statistics.median(recent) > self._limit_s

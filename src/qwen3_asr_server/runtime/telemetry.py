@@ -5,8 +5,9 @@
     endpoint decided ───────────────▶ final             what the server adds to that silence
     commit received ────────────────▶ final             Manual mode
 
-Told by the live session of every packet and event; knows neither tasks nor protocols. Times are seconds on the
-session's clock, places are samples of it.
+Where audio came faster than it was spoken, a latency would tell the length of the file: it is left out, except
+since the endpoint. Told by the live session of every packet and event; knows neither tasks nor protocols. Times
+are seconds on the session's clock, places are samples of it.
 """
 
 import logging
@@ -18,38 +19,16 @@ from typing import Final
 
 from qwen3_asr_server import messages
 from qwen3_asr_server.domain import SAMPLE_RATE
-from qwen3_asr_server.errors import AsrServerError, EmptyCommit
+from qwen3_asr_server.errors import EmptyCommit
 from qwen3_asr_server.messages import Event
 from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime.arrivals import Arrivals
 
 _log = logging.getLogger(__name__)
 
-_REMEMBERED_SAMPLES: Final = 90 * SAMPLE_RATE
-"""Back-pressure lets at most 60 s wait; an utterance's end lies at most 6 s further back."""
-
 _KEPT: Final = 1000
-
-
-class Arrivals:
-    """When each sample of the session came."""
-
-    def __init__(self) -> None:
-        self._packets: deque[tuple[int, float]] = deque()
-
-    def add(self, end: int, now: float) -> None:
-        """Note that all samples before `end` have come."""
-        self._packets.append((end, now))
-        while self._packets[0][0] < end - _REMEMBERED_SAMPLES:
-            self._packets.popleft()
-
-    def of(self, sample: int) -> float | None:
-        """Return when a sample came: None if it has not; the oldest time remembered if it is long ago."""
-        found = None
-        for end, arrived in reversed(self._packets):
-            if end <= sample:
-                break
-            found = arrived
-        return found
+_MAX_COMMITS: Final = 256
+"""More than the connection lets wait in a session."""
 
 
 @dataclass(slots=True)
@@ -70,6 +49,20 @@ class Latencies:
         return found
 
 
+@dataclass(slots=True)
+class _Item:
+    """An utterance that has not ended yet. Times are None where nothing can be said of them."""
+
+    speech_began: float | None = None
+    speech_ended: float | None = None
+    in_vad_mode: bool = False
+    committed: bool = False
+    waits_since: tuple[str, float | None] | None = None
+    last_partial: float | None = None
+    stable: str = ""
+    """The stable prefix that was told last."""
+
+
 class Telemetry:
     """The measurements of one session.
 
@@ -82,14 +75,13 @@ class Telemetry:
         self._metrics = metrics
         self._books = (Latencies(), recent)
         self._arrivals = Arrivals()
-        self._speech_began: dict[int, float] = {}
-        self._speech_ended: dict[int, float] = {}
-        self._ended: dict[int, tuple[str, float]] = {}
-        self._last_partial: dict[int, float] = {}
-        self._commits: deque[float] = deque()
+        self._items: dict[int, _Item] = {}
+        self._commits: deque[float | None] = deque(maxlen=_MAX_COMMITS)
         self._received = 0
         self._utterances = 0
         self._partials = 0
+        self._rewrites = 0
+        self._contradictions = 0
 
     def received(self, end: int, now: float) -> None:
         """Note that all samples before `end` have come."""
@@ -103,91 +95,103 @@ class Telemetry:
         arrived = self._arrivals.of(end - 1)
         if arrived is not None:
             self._metrics.vad_lag_seconds.observe(now - arrived)
+        self._arrivals.forget(end)
 
     def commit(self, now: float) -> None:
         """Note a client's commit in Manual mode."""
-        self._commits.append(now)
+        self._commits.append(None if self._arrivals.pushed else now)
 
     def event(self, event: Event, now: float) -> None:
         """Note an event that goes to the client now."""
         match event:
             case messages.SpeechStarted(item, at):
-                self._speech_began[item] = self._arrived(at, now)
+                self._forget_uncommitted()
+                self._items[item] = _Item(self._arrivals.of(at), in_vad_mode=True)
             case messages.SpeechStopped(item, at):
-                self._speech_ended[item] = self._arrived(at, now)
+                self._item(item).speech_ended = self._arrivals.of(at)
             case messages.Committed(item):
-                by_client = self._commits and item not in self._speech_ended
-                self._ended[item] = ("commit", self._commits.popleft()) if by_client else ("endpoint", now)
-            case messages.Partial(item):
-                self._partial(item, now)
-            case messages.Final(item):
-                self._final(item, now)
-            case messages.UtteranceFailed(item, error):
-                self._error(error)
+                self._committed(self._item(item), now)
+            case messages.Partial(item, stable):
+                self._partial(self._item(item), stable, now)
+            case messages.Final(item, text):
+                self._final(self._item(item), text, now)
+                self._forget_upto(item)
+            case messages.UtteranceFailed(item):
                 self._metrics.utterances.labels("failed").inc()
-                self._forget(item)
-            case messages.Rejected(error=error) | messages.Closing(error=error):
-                self._error(error)
-            case messages.Cleared() | messages.Finished():
+                self._forget_upto(item)
+            case messages.Rejected(error=error):
+                if isinstance(error, EmptyCommit) and self._commits:
+                    self._commits.pop()
+            case messages.Cleared():
+                self._forget_uncommitted()
+            case messages.Closing() | messages.Finished():
                 pass
 
-    def closed(self, reason: str, *, stale_outcomes: int, rewrites: int, contradictions: int) -> None:
+    def closed(self, reason: str, *, stale_outcomes: int) -> None:
         """Note the end of the session: metrics and one line in the log.
 
         Args:
             reason: one word.
-            stale_outcomes: as the machine counted them, like the other two.
-            rewrites: stable prefixes that changed.
-            contradictions: finals that do not begin with the stable prefix.
+            stale_outcomes: as the machine counted them.
         """
         self._metrics.sessions.labels(reason).inc()
         self._metrics.stale_outcomes.inc(stale_outcomes)
-        self._metrics.stable_text_rewrites.inc(rewrites)
-        self._metrics.finals_contradicting_text.inc(contradictions)
         totals: dict[str, object] = {
             "reason": reason,
             "audio_s": round(self._received / SAMPLE_RATE, 1),
             "utterances": self._utterances,
             "partials": self._partials,
+            "stable_text_rewrites": self._rewrites,
+            "finals_contradicting_text": self._contradictions,
         }
         _log.info("session closed", extra=totals | self._books[0].summary())
 
-    def _partial(self, item: int, now: float) -> None:
+    def _committed(self, item: _Item, now: float) -> None:
+        item.committed = True
+        if self._commits and not item.in_vad_mode:
+            item.waits_since = ("commit", self._commits.popleft())
+        else:
+            item.waits_since = ("endpoint", now)
+
+    def _partial(self, item: _Item, stable: str, now: float) -> None:
         self._partials += 1
-        if item in self._last_partial:
-            self._metrics.partial_interval_seconds.observe(now - self._last_partial[item])
-        elif item in self._speech_began:
-            first_s = now - self._speech_began[item]
+        if not stable.startswith(item.stable):
+            self._rewrites += 1
+            self._metrics.stable_text_rewrites.inc()
+        item.stable = stable
+        if item.last_partial is not None:
+            self._metrics.partial_interval_seconds.observe(now - item.last_partial)
+        elif item.speech_began is not None:
+            first_s = now - item.speech_began
             self._metrics.first_partial_seconds.observe(first_s)
             for book in self._books:
                 book.first_partials_s.append(first_s)
-        self._last_partial[item] = now
+        item.last_partial = now
 
-    def _final(self, item: int, now: float) -> None:
+    def _final(self, item: _Item, text: str, now: float) -> None:
         self._utterances += 1
         self._metrics.utterances.labels("recognised").inc()
-        measured = [self._ended[item]] if item in self._ended else []
-        if item in self._speech_ended:
-            measured.append(("speech_end", self._speech_ended[item]))
-        for since, at in measured:
+        if not text.startswith(item.stable):
+            self._contradictions += 1
+            self._metrics.finals_contradicting_text.inc()
+        for since, at in (item.waits_since or ("commit", None), ("speech_end", item.speech_ended)):
+            if at is None:
+                continue
             self._metrics.final_latency_seconds.labels(since).observe(now - at)
             if since != "endpoint":
                 for book in self._books:
                     book.finals_s.append(now - at)
-        self._forget(item)
 
-    def _error(self, error: AsrServerError) -> None:
-        self._metrics.errors.labels(type(error).__name__).inc()
-        if isinstance(error, EmptyCommit) and self._commits:
-            self._commits.pop()
+    def _item(self, number: int) -> _Item:
+        return self._items.setdefault(number, _Item())
 
-    def _forget(self, item: int) -> None:
-        for times in (self._speech_began, self._speech_ended, self._ended, self._last_partial):
-            times.pop(item, None)
+    def _forget_uncommitted(self) -> None:
+        """What was cleared: only one utterance is open at a time."""
+        self._items = {number: item for number, item in self._items.items() if item.committed}
 
-    def _arrived(self, sample: int, now: float) -> float:
-        arrived = self._arrivals.of(sample)
-        return now if arrived is None else arrived
+    def _forget_upto(self, last: int) -> None:
+        """Utterances end in order."""
+        self._items = {number: item for number, item in self._items.items() if number > last}
 
 
 def quantiles(values: Iterable[float]) -> tuple[float, float]:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_asr_server.runtime.slots import Crowding, PartialSlots, Waiting, choose, next_due
+from qwen3_asr_server.runtime.slots import PartialSlots, Waiting, choose, next_due
 
 times = st.floats(0, 100, allow_nan=False)
 
@@ -58,20 +58,3 @@ def test_slots_stay_in_their_bounds(notes, cap):
         now += pause_s
         (slots.partial_served if partial else slots.final_waited)(took_s, now)
         assert 1 <= slots.slots <= cap
-
-
-@pytest.mark.parametrize(
-    ("waits", "crowded"),
-    [
-        ([], False),
-        ([(100.0, 9.0)], True),
-        ([(94.0, 9.0)], False),  # long ago
-        ([(99.0, 0.1), (99.1, 0.1), (99.2, 9.0)], False),
-        ([(99.0, 0.1), (99.1, 2.1), (99.2, 2.1)], True),
-    ],
-)
-def test_crowding(waits, crowded):
-    watch = Crowding(limit_s=2.0)
-    for at, wait_s in waits:
-        watch.partial_waited(wait_s, at)
-    assert watch.crowded(100.0) is crowded
