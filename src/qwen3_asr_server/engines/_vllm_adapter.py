@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
@@ -32,6 +31,7 @@ from qwen3_asr_server.domain import StepKind
 from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores
 from qwen3_asr_server.engines._vllm_request import Answer, Counters, Ending, Request, TokenIds, Verdict, Window
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
+from vllm import SamplingParams
 
 try:
     from vllm.inputs.engine import mm_input
@@ -138,9 +138,9 @@ class VllmCore:
         return self._dead or self._engine.errored
 
     @property
-    def unfinished(self) -> int:
-        """Requests that have not ended."""
-        return int(self._engine.get_num_unfinished_requests())
+    def vllm(self) -> AsyncLLM:
+        """The engine itself, for tests and benchmarks."""
+        return self._engine
 
     async def abort_all(self) -> None:
         """End every request; whoever waits for one is told that it failed."""
@@ -148,10 +148,6 @@ class VllmCore:
         await self._engine.abort(list(self._open))
         if self._engine.output_handler is not None:
             self._engine.output_handler.cancel()
-
-    async def all_blocks_free(self) -> bool:
-        """Forget cached prefixes; True if no request holds a block of the KV cache."""
-        return bool(await self._engine.reset_prefix_cache())
 
     async def generate(self, request: Request) -> Answer:
         """Decode, see `Core.generate`."""

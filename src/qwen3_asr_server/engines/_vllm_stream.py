@@ -60,14 +60,18 @@ class _Written:
 
 
 class VllmStream:
-    """The decoding of one piece, see `EngineStream`."""
+    """The decoding of one piece, see `EngineStream`.
+
+    Attributes:
+        answer: ids of the last answer, which is the next final's draft.
+    """
 
     def __init__(self, tools: Tools, language: str | None, context: str) -> None:
         self._tools = tools
         self._language = language
         self._context = context
         self._rollback = Rollback(tools.prompt.asr_text, tools.decode, forced=language is not None)
-        self._draft: TokenIds = ()
+        self.answer: TokenIds = ()
         self._heard_s = 0.0
         self._steps = 0
         self._shown = Hypothesis("")
@@ -93,6 +97,11 @@ class VllmStream:
         """Forget the audio. A step that still runs is cancelled by whoever waits for it."""
         self._begin_audio()
 
+    @property
+    def lifted_windows(self) -> list[int]:
+        """Closed windows that finals ask for anew, because something louder followed."""
+        return self._mel.lifted()
+
     # Steps
 
     async def _partial(self, asked_at: float) -> Hypothesis:
@@ -111,7 +120,7 @@ class VllmStream:
         if self._suspect(written) is not None:
             # What is shown stays, and the next step writes from nothing.
             self._rollback.restart()
-            self._draft = ()
+            self.answer = ()
             return self._shown
         self._take_answer(written.ids)
         self._shown = self._hypothesis(written.ids)
@@ -119,7 +128,7 @@ class VllmStream:
 
     async def _complete(self, kind: StepKind, asked_at: float) -> Hypothesis:
         """Return what a greedy decode from nothing gives, if that is fit to be sent."""
-        written = await self._greedy(kind, asked_at, self._draft)
+        written = await self._greedy(kind, asked_at, self.answer)
         suspicion = self._suspect(written)
         if suspicion is not None and self._context:
             self._tools.core.counters.redecoded += 1
@@ -217,7 +226,7 @@ class VllmStream:
         return Request(before, self._windows(kind), after, bound, kind, asked_at, self._delivered)
 
     def _take_answer(self, ids: TokenIds) -> None:
-        self._draft = ids
+        self.answer = ids
         self._heard_s = self._seconds
         self._rollback.heard(ids, len(self._audio), self._audible)
 

@@ -90,6 +90,17 @@ class VllmEngine:
             raise EngineNotReady("the engine is not running")
         return self._core
 
+    @property
+    def tools(self) -> Tools:
+        """What all streams share.
+
+        Raises:
+            EngineNotReady: not started, or stopped.
+        """
+        if self._tools is None:
+            raise EngineNotReady("the engine is not running")
+        return self._tools
+
     def stats(self) -> dict[str, int]:
         """Return what the engine core has done since it started; empty while it does not run."""
         return self._core.counters.flat() if self._core else {}
@@ -130,11 +141,10 @@ class VllmEngine:
             EngineNotReady: not started, or stopped.
             InvalidValue: a language that the weights cannot be told to expect.
         """
-        if self._tools is None:
-            raise EngineNotReady("the engine is not running")
+        tools = self.tools
         if options.language is not None and options.language not in self._info.languages:
             raise InvalidValue(f"the model cannot be set to the language '{options.language}'", param="language")
-        return VllmStream(self._tools, options.language, options.context)
+        return VllmStream(tools, options.language, options.context)
 
     async def _load(self) -> "VllmCore":
         loading = asyncio.ensure_future(asyncio.to_thread(_load_core, self._options, self._arguments))
