@@ -55,9 +55,7 @@ def replay(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for line in lines:
         match line:
             case {"connect": query}:
-                protocol = load_protocol("dashscope_realtime")(
-                    Handshake("/api-ws/v1/realtime", query, {}), capabilities(), CountingIds()
-                )
+                protocol = load_protocol("dashscope_realtime")(Handshake(query), capabilities(), CountingIds())
             case {"client": event}:
                 assert protocol is not None
                 protocol.receive(protocol.parse(json.dumps(event)))

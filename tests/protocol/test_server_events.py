@@ -166,7 +166,7 @@ class TestPayloads:
         assert "emotion" not in talk.hears(f"{TRANSCRIPTION}.completed")
 
     def test_chinese_is_sent_as_it_is_and_compact(self) -> None:
-        handshake = Handshake("/api-ws/v1/realtime", {}, {})
+        handshake = Handshake({})
         protocol = load_protocol("dashscope_realtime")(handshake, capabilities(), lambda prefix: f"{prefix}1")
         protocol.messages_to_send()
         protocol.send_event(Finished("今天"))

@@ -112,6 +112,61 @@ class TestUpdate:
         assert talk.protocol.config.words is True
 
     @pytest.mark.parametrize(
+        ("null", "defaults"),
+        [
+            ({"modalities": None}, {}),
+            ({"input_audio_format": None}, {"input_audio_format": "pcm"}),
+            ({"sample_rate": None}, {"sample_rate": 16000}),
+            ({"audio": {"input": {"format": {"type": None}}}}, {"input_audio_format": "pcm"}),
+            ({"audio": {"input": {"format": {"sample_rate": None}}}}, {"sample_rate": 16000}),
+            ({"audio": None}, {}),
+            ({"audio": {"input": {"format": None}}}, {}),
+            ({"input_audio_transcription": None}, {"input_audio_transcription": None}),
+            (
+                {"input_audio_transcription": {"language": None}},
+                {"input_audio_transcription": {"corpus": {"text": "words"}}},
+            ),
+            ({"input_audio_transcription": {"corpus": None}}, {"input_audio_transcription": {"language": "zh"}}),
+            (
+                {"input_audio_transcription": {"corpus": {"text": None}}},
+                {"input_audio_transcription": {"language": "zh"}},
+            ),
+            ({"input_audio_transcription": {"corpus_text": None}}, {"input_audio_transcription": {"language": "zh"}}),
+            ({"turn_detection": {"type": None}}, {}),
+            ({"turn_detection": {"threshold": None}}, {"threshold": 0.2}),
+            ({"turn_detection": {"silence_duration_ms": None}}, {"silence_duration_ms": 1200}),
+            ({"turn_detection": {"prefix_padding_ms": None}}, {"prefix_padding_ms": None}),
+            ({"turn_detection": None}, {"turn_detection": None}),
+            ({"words": None}, {"words": None}),
+        ],
+    )
+    def test_null_gives_the_default_back_and_leaves_the_rest(
+        self, null: dict[str, Any], defaults: dict[str, Any]
+    ) -> None:
+        talk = Conversation(turn_detection=TurnDetection(silence_ms=1200, prefix_padding_ms=100))
+        talk.updates(
+            input_audio_format="opus",
+            sample_rate=8000,
+            input_audio_transcription={"language": "zh", "corpus": {"text": "words"}},
+            turn_detection={"threshold": 0.0, "silence_duration_ms": 400, "prefix_padding_ms": 50},
+            words=True,
+        )
+        before = talk.hears_session()
+        talk.updates(**null)
+        after = talk.hears_session()
+        changed = {name: after.get(name) for name in before if before[name] != after.get(name)}
+        detection = changed.pop("turn_detection", None) if "turn_detection" not in defaults else None
+        if detection is not None:
+            changed |= {
+                name: detection.get(name)
+                for name, value in before["turn_detection"].items()
+                if value != detection.get(name)
+            }
+        assert changed == defaults
+        if "prefix_padding_ms" in defaults:
+            assert talk.protocol.config.turn_detection == TurnDetection(pytest.approx(0.425), 400, 100)
+
+    @pytest.mark.parametrize(
         ("session", "param"),
         [
             ({"sample_rate": 8000, "turn_detection": {"threshold": 2}}, "session.turn_detection.threshold"),

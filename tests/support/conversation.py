@@ -37,7 +37,7 @@ class Conversation:
 
     def __init__(self, model: str | None = VENDOR_MODEL, *, greeted: bool = True, **changes: Any) -> None:
         query = {} if model is None else {"model": model}
-        handshake = Handshake(path="/api-ws/v1/realtime", query=query, headers={})
+        handshake = Handshake(query=query)
         self.protocol = load_protocol("dashscope_realtime")(handshake, capabilities(**changes), CountingIds())
         self._heard: list[dict[str, Any]] = []
         self._ordered: list[Command] = []

@@ -51,7 +51,7 @@ async def serve_websocket(
     """
     await websocket.accept()
     with session_context(session_id=uuid.uuid4().hex[:12], protocol=protocol_class.name):
-        handshake = Handshake(websocket.url.path, dict(websocket.query_params), dict(websocket.headers))
+        handshake = Handshake(dict(websocket.query_params))
         protocol = protocol_class(handshake, capabilities, new_id)
         await _Connection(websocket, protocol, services).serve()
 

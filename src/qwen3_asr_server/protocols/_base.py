@@ -29,10 +29,7 @@ IdFactory = Callable[[str], str]
 class Handshake:
     """What the opening request said. Authentication has already happened."""
 
-    path: str
     query: Mapping[str, str]
-    headers: Mapping[str, str]
-    """Names in lower case."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,10 @@ def parse(message: str | bytes) -> Parsed:
         body = _DECODER.decode(message)
     except RecursionError:
         return Malformed(InvalidEvent("The message is nested too deeply."))
-    except ValueError:
+    except json.JSONDecodeError:
         return Malformed(InvalidEvent("The message is not valid JSON."))
+    except ValueError:  # of `_finite`, and of Python where an integer has thousands of digits
+        return Malformed(InvalidEvent("A number in the message is out of range."))
     if not isinstance(body, dict):
         return Malformed(InvalidEvent("The message is not a JSON object."))
     event_id = _event_id(body)
@@ -115,7 +117,7 @@ def _is_deeper_than(limit: int, body: object) -> bool:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise json.JSONDecodeError("no such number", name, 0)
 
 
 def _finite(digits: str) -> float:

@@ -1,12 +1,13 @@
 """The `session` object of the DashScope realtime protocol: reading updates, writing echoes.
 
 Values are kept as the wire writes them (sensitivity in [-1, 1], `pcm`), so that they are echoed as they
-came; `config` translates them. An update merges: a missing key keeps its value, null resets it, and an
-update with one bad value changes nothing. Knows no events and no connection; used by `dashscope_realtime`.
+came; `config` translates them. An update merges: a missing key keeps its value, null gives its default back
+(but `turn_detection: null` is Manual mode), and an update with one bad value changes nothing. Knows no events
+and no connection; used by `dashscope_realtime`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from qwen3_asr_server.domain import AudioEncoding, AudioFormat, SessionConfig, TurnDetection
 from qwen3_asr_server.errors import InvalidValue
@@ -28,6 +29,8 @@ ENCODINGS: Final = {
     "opus": AudioEncoding.OPUS,
 }
 """`pcm16` is what the SDK sends when its user names no format; a WAV header is skipped in any pcm stream."""
+
+Value = TypeVar("Value")
 
 _OURS: Final = frozenset({"id", "object", "model"})
 _OMNI: Final = frozenset({"voice", "output_audio_format", "instructions", "translation", "smooth_output"})
@@ -161,25 +164,38 @@ def merge(session: WireSession, changes: Fields, capabilities: Capabilities) -> 
     Raises:
         InvalidValue: a value is not supported, with `param` naming it; nothing is to be changed.
     """
+    default = WireSession.default(session.id, session.model, capabilities)
     changes.texts("modalities")
-    words = changes.flag("words")
     session = _with_transcription(session, changes, capabilities)
     return replace(
         session,
-        audio=_audio_format(session.audio, changes),
-        turn_detection=_turn_detection(session.turn_detection, changes),
-        words=session.words if words is None else words,
+        audio=_audio_format(session.audio, changes, default.audio),
+        turn_detection=_turn_detection(session.turn_detection, changes, default.turn_detection or WireTurnDetection()),
+        words=_or_default(changes, "words", changes.flag("words"), session.words, default.words),
     )
 
 
-def _audio_format(previous: AudioFormat, changes: Fields) -> AudioFormat:
+def _or_default(changes: Fields, name: str, given: Value | None, previous: Value, default: Value) -> Value:
+    """Return what a field is after an update: as given, the default after null, the previous value else."""
+    if given is not None:
+        return given
+    return default if changes.has(name) else previous
+
+
+def _audio_format(previous: AudioFormat, changes: Fields, default: AudioFormat) -> AudioFormat:
     name = changes.choice("input_audio_format", ENCODINGS)
-    rate = changes.integer_among("sample_rate", SAMPLE_RATES)
+    encoding = _or_default(
+        changes, "input_audio_format", ENCODINGS[name] if name else None, previous.encoding, default.encoding
+    )
+    given_rate = changes.integer_among("sample_rate", SAMPLE_RATES)
+    rate = _or_default(changes, "sample_rate", given_rate, previous.sample_rate, default.sample_rate)
     nested = changes.object("audio", "input", "format")
     if nested is not None:
-        name = nested.choice("type", ENCODINGS) or name
-        rate = nested.integer_among("sample_rate", SAMPLE_RATES) or rate
-    return AudioFormat(ENCODINGS[name] if name else previous.encoding, rate or previous.sample_rate)
+        name = nested.choice("type", ENCODINGS)
+        encoding = _or_default(nested, "type", ENCODINGS[name] if name else None, encoding, default.encoding)
+        given_rate = nested.integer_among("sample_rate", SAMPLE_RATES)
+        rate = _or_default(nested, "sample_rate", given_rate, rate, default.sample_rate)
+    return AudioFormat(encoding, rate)
 
 
 def _with_transcription(session: WireSession, changes: Fields, capabilities: Capabilities) -> WireSession:
@@ -222,22 +238,30 @@ def _context(holder: Fields, name: str, max_chars: int) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _turn_detection(previous: WireTurnDetection | None, changes: Fields) -> WireTurnDetection | None:
+def _turn_detection(
+    previous: WireTurnDetection | None, changes: Fields, default: WireTurnDetection
+) -> WireTurnDetection | None:
     if not changes.has("turn_detection"):
         return previous
     fields = changes.object("turn_detection")
     if fields is None:
         return None
-    previous = previous or WireTurnDetection()
+    previous = previous or default
     fields.choice("type", ("server_vad",))
     threshold = fields.number("threshold", -1, 1)
     silence_ms = fields.integer("silence_duration_ms", 200, 6000)
     padding_ms = fields.integer("prefix_padding_ms", 0, 2000)
     return WireTurnDetection(
-        threshold=previous.threshold if threshold is None else threshold,
-        silence_duration_ms=previous.silence_duration_ms if silence_ms is None else silence_ms,
-        prefix_padding_ms=previous.prefix_padding_ms if padding_ms is None else padding_ms,
-        padding_given=previous.padding_given or padding_ms is not None,
+        threshold=_or_default(fields, "threshold", threshold, previous.threshold, default.threshold),
+        silence_duration_ms=_or_default(
+            fields, "silence_duration_ms", silence_ms, previous.silence_duration_ms, default.silence_duration_ms
+        ),
+        prefix_padding_ms=_or_default(
+            fields, "prefix_padding_ms", padding_ms, previous.prefix_padding_ms, default.prefix_padding_ms
+        ),
+        padding_given=_or_default(
+            fields, "prefix_padding_ms", None if padding_ms is None else True, previous.padding_given, False
+        ),
     )
 
 

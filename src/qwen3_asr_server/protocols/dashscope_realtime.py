@@ -44,11 +44,12 @@ class DashscopeRealtime:
         self._errors_in_row = 0
         model = handshake.query.get("model") or DEFAULT_MODEL
         self._session = WireSession.default(new_id("sess_"), model, capabilities)
-        if _VENDOR_MODEL.fullmatch(model) or model == capabilities.model or model in capabilities.models:
+        known = {DEFAULT_MODEL, capabilities.model, *capabilities.models}
+        if _VENDOR_MODEL.fullmatch(model) or model in known:
             self._send("session.created", session=self._session.created())
         else:
-            known = ", ".join(sorted({DEFAULT_MODEL, capabilities.model, *capabilities.models}))
-            self._end(UnknownModel(f"Model {quoted(model)} does not exist. Models here: {known}.", param="model"))
+            names = ", ".join(sorted(known))
+            self._end(UnknownModel(f"Model {quoted(model)} does not exist. Models here: {names}.", param="model"))
 
     @property
     def config(self) -> SessionConfig:

@@ -23,7 +23,7 @@ def protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerProtocol:
     monkeypatch.setattr(protocols, "__path__", [*protocols.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "qwen3_asr_server.protocols.plain_text", raising=False)
     assert "plain_text" in protocol_names()
-    handshake = Handshake(path="/plain", query={}, headers={})
+    handshake = Handshake(query={})
     return load_protocol("plain_text")(handshake, Capabilities("tiny", frozenset({"en"}), "en"), str)
 
 
