@@ -21,6 +21,8 @@ _NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
 _fields: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default=_NO_FIELDS)
 
 _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+_REFUSED_UPGRADE: Final = "ASGI callable returned without completing handshake."
+"""What uvicorn logs as an error whenever a WebSocket is refused by an HTTP answer, as the way is here."""
 _THIRD_PARTIES: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "websockets", "asyncio")
 
 
@@ -51,6 +53,7 @@ def configure(level: str, style: Literal["json", "console"]) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+        logger.addFilter(_is_news)
 
 
 class JsonFormatter(logging.Formatter):
@@ -80,6 +83,10 @@ class ConsoleFormatter(logging.Formatter):
         message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
         line = f"{time} {record.levelname:<7} {message}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != _REFUSED_UPGRADE
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, object]:

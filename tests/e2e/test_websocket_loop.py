@@ -293,6 +293,9 @@ class Faulty:
     def messages_to_send(self) -> list[str | bytes]:
         return self._inner.messages_to_send()
 
+    def errors_told(self) -> list[str]:
+        return self._inner.errors_told()
+
     @property
     def close_expected(self) -> Close | None:
         return self._inner.close_expected

@@ -15,6 +15,7 @@ from typing import Final
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, WebSocket
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen3_asr_server import __version__, frontends
@@ -32,24 +33,8 @@ from qwen3_asr_server.runtime.services import Services
 
 logger = logging.getLogger(__name__)
 
-_LIMITS: Final = (
-    "max_sessions",
-    "max_sessions_per_key",
-    "max_message_bytes",
-    "max_append_bytes",
-    "max_append_s",
-    "max_utterance_s",
-    "manual_max_s",
-    "buffer_high_s",
-    "idle_timeout_s",
-    "finish_timeout_s",
-    "decode_timeout_s",
-    "queue_timeout_s",
-    "send_timeout_s",
-    "outbox_messages",
-    "shutdown_timeout_s",
-    "max_errors",
-)
+_NOT_LIMITS: Final = frozenset({"server_port", "vad_threshold", "vad_silence_duration_ms"})
+"""The numbers among the settings that bound nothing."""
 
 _DESCRIPTION: Final = """\
 Realtime recognition happens on a WebSocket, which this page cannot draw:
@@ -75,7 +60,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         tickets=Tickets(settings.ticket_ttl_s),
         auth_required=bool(settings.api_keys),
         realtime_paths={protocol.name: protocol.path for protocol in found},
-        limits={name: getattr(settings, name) for name in _LIMITS},
+        limits=limits_of(settings),
         warnings=tuple(all_warnings(settings, services)),
         page_silence_ms=settings.vad_silence_duration_ms,
     )
@@ -121,8 +106,8 @@ def create_server(settings: Settings, services: Services | None = None) -> Serve
 
 def all_warnings(settings: Settings, services: Services) -> Iterator[str]:
     """Yield what an operator should know about these settings and the engine they lead to."""
-    yield from settings.warnings()
     info = services.engine_info
+    yield from settings.warnings(info.name)
     if not info.production:
         yield f"The engine {info.name} is not for production: it is there to see the server work."
 
@@ -144,6 +129,15 @@ def capabilities_of(settings: Settings, services: Services) -> Capabilities:
     )
 
 
+def limits_of(settings: Settings) -> dict[str, float]:
+    """Return every setting that is a limit, by its name: a new one is reported as soon as it exists."""
+    return {
+        name: value
+        for name, value in settings
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in _NOT_LIMITS
+    }
+
+
 def _routers() -> Iterator[APIRouter]:
     """Yield the `router` of every module beside this one whose name has no leading underscore."""
     for module in pkgutil.iter_modules(frontends.__path__):
@@ -159,8 +153,12 @@ def _mount_protocol(
     async def endpoint(websocket: WebSocket) -> None:
         await serve_websocket(websocket, protocol, services, capabilities)
 
+    async def not_a_websocket() -> None:
+        raise HTTPException(426, headers={"Upgrade": "websocket", "Connection": "Upgrade"})
+
     for path in (protocol.path, f"{protocol.path}/"):
         app.add_api_websocket_route(path, endpoint, name=protocol.name)
+        app.add_api_route(path, not_a_websocket, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _mount_elsewhere(app: FastAPI, state: AppState) -> None:

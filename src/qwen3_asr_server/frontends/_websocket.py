@@ -13,6 +13,7 @@ import contextlib
 import logging
 import secrets
 import string
+import time
 import uuid
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ from qwen3_asr_server.runtime.services import Services
 _log = logging.getLogger(__name__)
 
 _PARSE_ON_WORKER_BYTES: Final = 256 * 1024
+_TURN_S: Final = 0.002
+"""Work of one client's reader after which all others have their turn: messages that wait in uvicorn's queue are
+handed out without any suspension."""
 _ID_LENGTH: Final = 21
 _ID_CHARACTERS: Final = (string.ascii_letters + string.digits).encode()
 _ID_TABLE: Final = bytes(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in range(256))
@@ -109,10 +113,16 @@ class _Connection:
     # Reader
 
     async def _read(self, live: LiveSession) -> None:
+        worked_s = 0.0
         try:
             while (message := await self._receive()) is not None:
+                began = time.perf_counter()
                 if not live.over:
                     await self._take(message, live)
+                worked_s += time.perf_counter() - began
+                if worked_s >= _TURN_S:
+                    worked_s = 0.0
+                    await asyncio.sleep(0)
         except Exception:  # noqa: BLE001 - the boundary of a connection
             live.end("error", self._incident())
             return
@@ -155,6 +165,8 @@ class _Connection:
         self._flush(replaces=event.item if isinstance(event, Partial) else None)
 
     def _flush(self, replaces: int | None = None) -> None:
+        for code in self._protocol.errors_told():
+            self._services.metrics.errors.labels(code).inc()
         messages = self._protocol.messages_to_send()
         alone = len(messages) == 1
         for message in messages:

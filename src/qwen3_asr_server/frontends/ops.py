@@ -20,6 +20,7 @@ router = APIRouter(tags=["operations"])
 State = Annotated[AppState, Depends(app_state)]
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/")
 async def service_info(request: Request, state: State) -> Response:
     """Say what runs here and where its doors are. A browser is sent to the demo page."""
@@ -42,6 +43,7 @@ async def service_info(request: Request, state: State) -> Response:
     return JSONResponse(body, headers={"Vary": "Accept"})
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(state: State) -> dict[str, Any]:
     """Report everything a person wants to know when something is odd. Always 200 while the process answers."""
@@ -59,15 +61,19 @@ async def health(state: State) -> dict[str, Any]:
     }
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
-async def live() -> dict[str, str]:
-    """Answer 200 as long as the event loop runs."""
-    return {"status": "live"}
+async def live(state: State) -> JSONResponse:
+    """Answer 200 as long as the event loop runs, and 503 when only a new process can recognise anything."""
+    if state.services.state == "failed":
+        return JSONResponse({"status": "failed", "reason": reason_of(state)}, status_code=503)
+    return JSONResponse({"status": "live"})
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(state: State) -> JSONResponse:
-    """Answer 200 when a new session would be served, else 503 with the reason."""
+    """Answer 200 when a new session would be served, else 503 with the reason: also while the server is full."""
     status = status_of(state)
     if status == "ready":
         return JSONResponse({"status": status})
@@ -96,25 +102,18 @@ def engine_as_json(info: EngineInfo) -> dict[str, Any]:
         "languages": sorted(info.languages),
         "default_language": info.default_language,
         "word_times": info.word_times,
+        "context": info.context,
     }
 
 
 def status_of(state: AppState) -> str:
-    """Return `loading`, `ready`, `draining` or `failed`."""
-    return "failed" if state.failure else str(state.services.state)
+    """Return `loading`, `ready`, `full`, `draining` or `failed`."""
+    return "failed" if state.failure else state.services.status
 
 
 def reason_of(state: AppState) -> str | None:
-    """Return why the server is not ready, or None when it is."""
-    match status_of(state):
-        case "ready":
-            return None
-        case "failed":
-            return state.failure or "The engine has failed."
-        case "draining":
-            return "The server is shutting down."
-        case _:
-            return "The engine is loading."
+    """Return why a new session would not be served, or None when it would."""
+    return state.failure or state.services.reason
 
 
 def _websocket_url(request: Request, path: str) -> str:

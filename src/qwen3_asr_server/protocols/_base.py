@@ -7,7 +7,8 @@ The driver's contract, once for each connection:
     a worker thread when the message is large; then `receive(parsed)`, then obey `commands_received` in
     order and send `messages_to_send`.
 3.  For every event of the session: `send_event(event)`, then send `messages_to_send`.
-4.  After each step look at `close_expected`: when it is not None, send what is pending, wait
+4.  With `messages_to_send` take `errors_told`; they are counted.
+5.  After each step look at `close_expected`: when it is not None, send what is pending, wait
     `grace_s` for the peer to close first, then close with its code.
 
 Nothing here raises on what a peer sends: bad input becomes an error message of the protocol and, where
@@ -102,6 +103,10 @@ class ServerProtocol(Protocol):
 
     def messages_to_send(self) -> list[str | bytes]:
         """Return the messages since the last call, oldest first."""
+        ...
+
+    def errors_told(self) -> list[str]:
+        """Return the wire's codes of the errors among the messages since the last call, for metrics."""
         ...
 
     @property

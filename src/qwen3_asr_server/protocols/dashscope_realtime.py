@@ -36,6 +36,7 @@ class DashscopeRealtime:
         self._new_id = new_id
         self._commands: list[Command] = []
         self._messages: list[str | bytes] = []
+        self._errors: list[str] = []
         self._close: Close | None = None
         self._item_ids: dict[int, str] = {}
         self._audio_received = False
@@ -69,6 +70,11 @@ class DashscopeRealtime:
     def messages_to_send(self) -> list[str | bytes]:
         """Return the messages since the last call, oldest first."""
         pending, self._messages = self._messages, []
+        return pending
+
+    def errors_told(self) -> list[str]:
+        """Return the codes of the errors told since the last call, failed utterances included."""
+        pending, self._errors = self._errors, []
         return pending
 
     @staticmethod
@@ -121,6 +127,7 @@ class DashscopeRealtime:
             case messages.UtteranceFailed(item, error):
                 wire = wire_error(error)
                 failure = {"code": wire.failed_code or wire.code, "message": wire_message(error), "param": error.param}
+                self._errors.append(wire.failed_code or wire.code)
                 self._send_transcription("failed", item, error=failure)
                 self._forget_before(item)
             case messages.Cleared():
@@ -233,6 +240,7 @@ class DashscopeRealtime:
 
     def _send_error(self, error: AsrServerError, event_id: str | None) -> None:
         wire = wire_error(error)
+        self._errors.append(wire.code)
         self._send(
             "error",
             error={

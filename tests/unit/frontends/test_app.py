@@ -145,7 +145,7 @@ async def test_a_bug_is_told_by_its_id_only(failing: ModuleType, caplog: pytest.
         ("GET", "/nothing", 404, "NotFound"),
         ("POST", "/count", 405, "MethodNotAllowed"),
         ("GET", "/count?of=many", 400, "InvalidParameter"),
-        ("GET", "/api-ws/v1/realtime", 404, "NotFound"),
+        ("GET", "/api-ws/v1/realtime", 426, "UpgradeRequired"),
     ],
 )
 async def test_requests_that_fit_nowhere(failing: ModuleType, method: str, path: str, status: int, code: str) -> None:
