@@ -22,6 +22,7 @@ from qwen3_asr_server.config import Settings, explain
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady
 
 if TYPE_CHECKING:
+    from qwen3_asr_server.domain import EngineInfo
     from qwen3_asr_server.frontends._state import AppState
     from qwen3_asr_server.runtime.services import Services
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status: int = options.command(settings)
     except ValidationError as error:
         status = _fail(f"The settings are wrong. {explain(error)}")
+    except UnicodeDecodeError:  # of the only file that is read this early
+        status = _fail("The file .env is not text in UTF-8. Save it as UTF-8, or remove it.")
     except AsrServerError as error:
         status = _fail(error.message)
     except KeyboardInterrupt:
@@ -84,6 +87,7 @@ def doctor(settings: Settings) -> int:
         _report("engine", f"{choice.name}: {choice.reason}")
         services = Services(settings)
         _report("", services.engine_info.description)
+        _report("", _abilities(services.engine_info))
         asyncio.run(_start_and_stop(services))
     except AsrServerError as error:
         _report("FAILED", error.message)
@@ -182,10 +186,16 @@ def _say_where(host: str, port: int, state: "AppState") -> None:
     for path in state.realtime_paths.values():
         logger.info("WebSocket  ws://%s:%d%s", shown, port, path)
     logger.info("Demo page  http://%s:%d/demo", shown, port)
-    logger.info("Engine     %s: %s", info.name, info.description)
+    logger.info("Engine     %s: %s %s", info.name, info.description, _abilities(info))
     logger.info("API keys   %s", "required" if state.auth_required else "none set: everyone may connect")
     for warning in state.warnings:
         logger.warning(warning)
+
+
+def _abilities(info: "EngineInfo") -> str:
+    context = "has an effect" if info.context else "is taken and has no effect"
+    times = "are available" if info.word_times else "are not available"
+    return f"Context (corpus.text) {context}; word times {times}."
 
 
 def _fail(sentence: str) -> int:

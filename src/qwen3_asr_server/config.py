@@ -6,12 +6,22 @@ class: they get small option objects made here.
 """
 
 import ipaddress
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CommaList = Annotated[list[str], NoDecode]
+
+READERS: Final = {
+    "qwen3_asr_model_path": ("vllm",),
+    "gpu_memory_utilization": ("vllm",),
+    "max_new_tokens": ("vllm",),
+    "model_dtype": ("vllm",),
+    "pocketsphinx_decoders": ("pocketsphinx",),
+}
+"""Settings that only some engines read. `warnings` knows by it what was set in vain."""
 
 
 class Settings(BaseSettings):
@@ -40,17 +50,20 @@ class Settings(BaseSettings):
     model_loading: Literal["eager", "lazy"] = "eager"
     """`eager` loads at start, before the server is ready; `lazy` when the first client connects."""
     qwen3_asr_model_path: str = "Qwen/Qwen3-ASR-1.7B"
-    """Hub name or local folder of the Qwen3-ASR weights. The embedded engine does not read it."""
+    """Hub name or local folder of the Qwen3-ASR weights. Read by the engine `vllm` only."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
-    """Share of the GPU's memory that the engine may use."""
+    """Share of the GPU's memory that the engine may use. Read by the engine `vllm` only."""
     max_new_tokens: int = Field(32, ge=1, le=4096)
-    """New tokens in one partial step. Finals may use more."""
+    """New tokens in one partial step. Finals may use more. Read by the engine `vllm` only."""
     model_dtype: Literal["auto", "half", "float"] = "auto"
-    """Number format of the weights; `auto` keeps that of the checkpoint."""
+    """Number format of the weights; `auto` keeps that of the checkpoint. `half` cannot hold all values of bf16
+    weights. Read by the engine `vllm` only."""
     streaming_chunk_size_sec: float = Field(2.0, ge=0.4, le=30)
-    """Longest interval between two partials of a speaking session that the server promises, in seconds."""
+    """Longest interval between two partials of a speaking session that the server promises, in seconds. With
+    every engine; a busy one takes new sessions only while it can keep it."""
     pocketsphinx_decoders: int = Field(4, ge=1, le=64)
-    """Embedded engine: incremental decoders, about 100 MB each; one process each, started when needed."""
+    """Incremental decoders, about 100 MB each; one process each, started when needed. Read by the engine
+    `pocketsphinx` only."""
 
     # Endpointing
     vad_enabled: bool = True
@@ -63,7 +76,7 @@ class Settings(BaseSettings):
 
     # Who may come in
     api_keys: Annotated[list[SecretStr], NoDecode] = []
-    """Accepted keys, comma-separated. Empty: everyone may connect."""
+    """Accepted keys, comma-separated. Empty: everyone may connect; commas without a key are refused."""
     allowed_origins: CommaList = []
     """Pages that may connect besides those served by this host: `https://app.example.com`, comma-separated;
     `*` allows all."""
@@ -114,9 +127,13 @@ class Settings(BaseSettings):
     max_errors: int = Field(100, ge=1)
     """Client errors in a row after which a connection is closed."""
 
-    def warnings(self) -> list[str]:
-        """Return what an operator should think over before strangers can reach this server."""
-        found = []
+    def warnings(self, engine: str | None = None) -> list[str]:
+        """Return what an operator should think over, above all before strangers can reach this server.
+
+        Args:
+            engine: name of the one that runs; None leaves out what depends on it.
+        """
+        found = list(self._engine_warnings(engine)) if engine else []
         if not self.api_keys and not _is_loopback(self.server_host):
             found.append(
                 f"Everyone who reaches {self.server_host}:{self.server_port} may use this server: "
@@ -128,12 +145,25 @@ class Settings(BaseSettings):
             found.append("LOG_TRANSCRIPTS is on: what people say is written to the log.")
         return found
 
+    def _engine_warnings(self, engine: str) -> Iterator[str]:
+        # Settings that still have their default may come from a copy of .env.example: nobody meant them.
+        fields, known = type(self).model_fields, {reader for readers in READERS.values() for reader in readers}
+        changed = [name for name in READERS if getattr(self, name) != fields[name].default]
+        ignored = [name.upper() for name in changed if engine in known and engine not in READERS[name]]
+        if ignored:
+            yield f"Without effect, as the engine {engine} does not read it: {', '.join(ignored)}."
+        if self.model_dtype == "half" and engine in READERS["model_dtype"]:
+            yield "MODEL_DTYPE=half cannot hold all values of weights in bf16, which may spoil the text. Use auto."
+
     @field_validator("api_keys", "allowed_origins", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return value
+    def _split(cls, value: object, field: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        if value and not parts and field.field_name == "api_keys":
+            raise ValueError("names no key; leave it empty to let everyone connect")
+        return parts
 
     @field_validator("log_level", "log_format", "model_loading", "model_dtype", mode="before")
     @classmethod

@@ -152,5 +152,7 @@ class EngineInfo:
     production: bool
     """False for engines that exist to show the server working."""
     word_times: bool = False
+    context: bool = False
+    """Whether `StreamOptions.context` has an effect."""
     max_streams: int | None = None
     """Pieces that can be decoded incrementally at once; None means no fixed number."""

@@ -90,6 +90,7 @@ def test_service_info(server: RunningServer) -> None:
         "languages": ["en", "zh"],
         "default_language": "en",
         "word_times": True,
+        "context": False,
     }
     assert info["endpoints"]["dashscope_realtime"] == server.ws_url
     assert info["demo"] == {"silence_duration_ms": 400}

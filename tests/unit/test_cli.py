@@ -130,6 +130,11 @@ def test_an_engine_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pocketsphinx" in text
 
 
+def test_a_settings_file_that_is_not_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("API_KEYS=schlüssel".encode("latin-1"))
+    assert failure(capsys) == "qwen3-asr-server: The file .env is not text in UTF-8. Save it as UTF-8, or remove it."
+
+
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -175,6 +180,7 @@ def test_doctor_tries_what_serve_would(capsys: pytest.CaptureFixture[str], monke
     assert "silero loads" in said["vad"][0]
     assert any("API_KEYS" in line for line in said["warn"])
     assert any("not for production" in line for line in said["warn"])
+    assert any("Context (corpus.text) is taken and has no effect; word times are available." in line for line in lines)
     assert __version__ in lines[0]
 
 

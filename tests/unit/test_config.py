@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from qwen3_asr_server.config import Settings, explain
+from qwen3_asr_server.config import READERS, Settings, explain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,6 +133,44 @@ def test_warnings(settings: dict[str, object], words: list[str]) -> None:
     warnings = Settings(**settings).warnings()  # type: ignore[arg-type]
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
+
+
+@pytest.mark.parametrize("written", [" ", ",", ", ,"])
+def test_keys_that_are_none_do_not_open_the_door(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("API_KEYS", written)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert explain(caught.value) == "API_KEYS: names no key; leave it empty to let everyone connect"
+
+
+@pytest.mark.parametrize(
+    ("settings", "engine", "words"),
+    [
+        ({}, "pocketsphinx", None),
+        ({"qwen3_asr_model_path": "Qwen/Qwen3-ASR-1.7B"}, "pocketsphinx", None),
+        ({"qwen3_asr_model_path": "x", "max_new_tokens": 7}, "pocketsphinx", "QWEN3_ASR_MODEL_PATH, MAX_NEW_TOKENS."),
+        ({"gpu_memory_utilization": 0.9, "model_dtype": "half"}, "pocketsphinx", "GPU_MEMORY_UTILIZATION, MODEL_DTYPE"),
+        ({"pocketsphinx_decoders": 2, "streaming_chunk_size_sec": 1}, "pocketsphinx", None),
+        ({"pocketsphinx_decoders": 2}, "vllm", "the engine vllm does not read it: POCKETSPHINX_DECODERS."),
+        ({"qwen3_asr_model_path": "x", "model_dtype": "float"}, "vllm", None),
+        ({"model_dtype": "half"}, "vllm", "MODEL_DTYPE=half cannot hold all values"),
+        ({"max_new_tokens": 7, "model_dtype": "half"}, "of_another_package", None),
+    ],
+)
+def test_settings_that_the_engine_ignores_or_that_harm_it(
+    settings: dict[str, object], engine: str, words: str | None
+) -> None:
+    chosen = Settings(server_host="::1", **settings)  # type: ignore[arg-type]
+    warnings = chosen.warnings(engine)
+    assert len(warnings) == (words is not None)
+    assert all(words in warning for warning in warnings if words)
+    assert chosen.warnings() == []
+
+
+def test_every_setting_says_which_engines_read_it() -> None:
+    for name, engines in READERS.items():
+        description = " ".join((Settings.model_fields[name].description or "").split())
+        assert f"Read by the engine `{'`, `'.join(engines)}` only." in description
 
 
 def test_the_example_file_holds_every_setting_with_its_default(tmp_path: Path) -> None:

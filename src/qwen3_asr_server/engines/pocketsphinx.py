@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from qwen3_asr_server.audio.pcm import encode_s16le
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, Hypothesis, Samples, StepKind, StreamOptions, Word
 from qwen3_asr_server.engines._base import EngineOptions
 from qwen3_asr_server.engines._pocketsphinx_pool import DecoderPool, Slot
@@ -166,7 +167,7 @@ class PocketSphinxStream:
         allowance_s = self._timing.step_s + self._timing.step_per_audio * len(new) / SAMPLE_RATE
         # Until it answers, nobody knows what the decoder has heard: after a failure all is said again.
         self._lease = 0
-        report = await slot.process.ask(wish, _pcm16(new), allowance_s)
+        report = await slot.process.ask(wish, encode_s16le(new), allowance_s)
         if not finish:
             self._lease, self._heard = slot.lease, len(audio)
         return report
@@ -175,11 +176,6 @@ class PocketSphinxStream:
 def auto_reason(options: EngineOptions) -> str | None:
     """Say why `ENGINE=auto` may take this engine: it runs everywhere."""
     return "no better engine can run here; for seeing the server work, not for production"
-
-
-def _pcm16(samples: Samples) -> bytes:
-    scaled = np.rint(samples * 32768.0)
-    return bytes(np.clip(scaled, -32768, 32767).astype("<i2"))
 
 
 def _hypothesis(report: Report, samples: int, *, final: bool) -> Hypothesis:
