@@ -10,7 +10,7 @@ source scripts/steps.sh
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1
 
 make_environment() { python="$(scripts/vllm_env.sh)"; }
-run_contract() { QWEN3_ASR_TEST_ENGINE=vllm "$python" -m pytest tests/contract/test_engines.py "$@"; }
+run_contract() { QWEN3_ASR_TEST_ENGINE=vllm "$python" -m pytest -W default tests/contract/test_engines.py "$@"; }
 run_own() { "$python" -m pytest tests/vllm "$@"; }
 
 step "environment" make_environment

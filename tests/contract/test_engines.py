@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def on_grid(samples: Samples) -> Samples:
 
 
 if ASKED:
-    SENTENCE, OTHER, LONGER = (next(long_audio(seconds)) for seconds in (3, 2, 5))
+    SENTENCE, OTHER = islice(long_audio(3), 2)
+    LONGER = next(long_audio(5))
 else:
     SENTENCE = on_grid(clip("conf-enteringno").samples)
     OTHER = on_grid(clip("queue-thankyou").samples)

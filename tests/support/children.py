@@ -13,6 +13,15 @@ def child_processes() -> set[int]:
     return {pid for pid, parent, state in _processes() if parent == os.getpid() and state != "Z"}
 
 
+def descendants(pid: int) -> set[int]:
+    """Return the ids of a process's living children and their children, to any depth."""
+    table = [(child, parent) for child, parent, state in _processes() if state != "Z"]
+    found = {pid}
+    while more := {child for child, parent in table if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
 def ended_within(pid: int, timeout_s: float) -> bool:
     """Wait until a process, of whatever parent, has ended; False if it still runs after `timeout_s`.
 

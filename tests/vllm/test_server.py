@@ -1,0 +1,99 @@
+"""The whole server on this engine, heard through the official SDK: English and Chinese, VAD and Manual mode."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import jiwer
+import numpy as np
+import pytest
+from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
+
+from support.children import descendants, ended_within
+from support.invariants import TEXT, assert_finished
+from support.process import ServerProcess, running_server
+from support.sdk_client import TEXT_ONLY, conversation, send
+from support.speech import pcm16
+from support.tiny_speech import CHECKPOINT, RATE, TinyClip, spoken
+
+SETTINGS = {"ENGINE": "vllm", "QWEN3_ASR_MODEL_PATH": str(CHECKPOINT), "MODEL_DTYPE": "float"}
+TURNS = 6
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(**SETTINGS) as running:
+        yield running
+
+
+def talk(language: str, gap_s: float = 1.2) -> tuple[Sequence[TinyClip], bytes]:
+    """Some clips with silence before, between and after them."""
+    clips = [clip for clip in spoken(language) if len(clip.samples) > RATE][:TURNS]
+    gap = np.zeros(round(gap_s * RATE), np.float32)
+    return clips, pcm16(np.concatenate([part for clip in clips for part in (gap, clip.samples)] + [gap]))
+
+
+def error_rate(clips: Sequence[TinyClip], texts: Sequence[str]) -> float:
+    wanted, got = "".join(clip.text for clip in clips), "".join(texts)
+    return float(jiwer.cer(wanted.replace(" ", ""), got.replace(" ", "")))
+
+
+def test_it_is_what_the_server_says_it_is(server: ServerProcess) -> None:
+    health = server.get("/health")
+    assert "vllm" in str(health)
+    assert str(CHECKPOINT.parent) not in str(health) + str(server.get("/"))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "detected"])
+def test_vad_mode(server: ServerProcess, language: str, told: bool) -> None:
+    clips, pcm = talk(language)
+    with conversation(server.url) as (client, recorder):
+        params = TranscriptionParams(language=language) if told else None
+        client.update_session(TEXT_ONLY, transcription_params=params)
+        send(client, pcm)
+        client.end_session(timeout=60)
+    assert_finished(recorder.frames, audio_ms=len(pcm) / 32)
+    texts = recorder.transcripts
+    assert len(texts) == len(clips)
+    assert error_rate(clips, texts) < 0.2
+    heard = [frame["language"] for frame in recorder.frames if frame["type"].endswith("completed")]
+    assert heard.count(language) >= len(clips) - 1
+    assert recorder.all_of(TEXT)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_manual_mode(server: ServerProcess, language: str) -> None:
+    clips, pcm = talk(language, gap_s=0.3)
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=False)
+        send(client, pcm)
+        client.commit()
+        recorder.wait_for("conversation.item.input_audio_transcription.completed")
+        client.end_session(timeout=60)
+    assert_finished(recorder.frames)
+    assert len(recorder.transcripts) == 1
+    assert error_rate(clips, recorder.transcripts) < 0.2
+
+
+def test_silence_has_no_items(server: ServerProcess) -> None:
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY)
+        send(client, bytes(32_000 * 3))
+        client.end_session(timeout=60)
+    assert_finished(recorder.frames)
+    assert recorder.transcripts == []
+
+
+def test_a_killed_server_leaves_no_process() -> None:
+    with pytest.raises(AssertionError, match="the server died"):
+        kill_a_server()
+
+
+def kill_a_server() -> None:
+    with running_server(**SETTINGS) as running:
+        children = descendants(running.process.pid)
+        assert len(children) >= 2, "no engine core and worker"
+        os.kill(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+        assert all(ended_within(child, 20) for child in children), "a child outlived the server"
