@@ -7,29 +7,30 @@ import argparse
 import asyncio
 import base64
 import json
+import sys
 from pathlib import Path
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
 
 PACKET_BYTES = 3200  # 100 ms of 16-bit audio at 16 kHz
 
 
-async def main() -> None:
-    options = parse_arguments()
+async def main(options: argparse.Namespace) -> None:
+    data = options.file.read_bytes()
     headers = {"Authorization": f"Bearer {options.api_key}"}
     async with (
         connect(f"{options.url}?model=qwen3-asr-flash-realtime", additional_headers=headers) as socket,
         asyncio.TaskGroup() as group,
     ):
         group.create_task(print_events(socket))
-        group.create_task(send_file(socket, options))
+        group.create_task(send_file(socket, data, options))
 
 
-async def send_file(socket: ClientConnection, options: argparse.Namespace) -> None:
+async def send_file(socket: ClientConnection, data: bytes, options: argparse.Namespace) -> None:
     """Configure the session, send the file (its header tells the rate), and finish."""
     turn_detection = {"type": "server_vad"} if options.mode == "vad" else None
     await send(socket, "session.update", session={"turn_detection": turn_detection})
-    data = options.file.read_bytes()
     for start in range(0, len(data), PACKET_BYTES):
         packet = base64.b64encode(data[start : start + PACKET_BYTES]).decode()
         await send(socket, "input_audio_buffer.append", audio=packet)
@@ -70,4 +71,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main(parse_arguments()))
+    except (OSError, WebSocketException) as problem:  # no such file, nobody listens, wrong key
+        sys.exit(f"demo_raw: {problem}")

@@ -8,6 +8,7 @@ printed plainly, the part that may still change in brackets.
 
 import argparse
 import base64
+import sys
 import time
 import wave
 from pathlib import Path
@@ -31,8 +32,9 @@ class Printer(OmniRealtimeCallback):
                 print(f"{message['type']}: {message['error']['message']}", flush=True)
 
 
-def main() -> None:
-    options = parse_arguments()
+def main(options: argparse.Namespace) -> None:
+    with wave.open(str(options.file)) as header:
+        bytes_per_s = header.getframerate() * header.getnchannels() * header.getsampwidth()
     conversation = OmniRealtimeConversation(
         model="qwen3-asr-flash-realtime", url=options.url, callback=Printer(), api_key=options.api_key
     )
@@ -42,19 +44,15 @@ def main() -> None:
         enable_turn_detection=options.mode == "vad",
         transcription_params=TranscriptionParams(language=options.language),
     )
-    send_file(conversation, options.file, fast=options.fast)
+    send_file(conversation, options.file.read_bytes(), round(bytes_per_s * PACKET_S), fast=options.fast)
     if options.mode == "manual":
         conversation.commit()
     conversation.end_session(timeout=60)
     conversation.close()
 
 
-def send_file(conversation: OmniRealtimeConversation, path: Path, *, fast: bool) -> None:
+def send_file(conversation: OmniRealtimeConversation, data: bytes, packet_bytes: int, *, fast: bool) -> None:
     """Send the file as it is: the server reads rate and channels from its header."""
-    with wave.open(str(path)) as header:
-        bytes_per_s = header.getframerate() * header.getnchannels() * header.getsampwidth()
-    packet_bytes = round(bytes_per_s * PACKET_S)
-    data = path.read_bytes()
     started = time.monotonic()
     for number, start in enumerate(range(0, len(data), packet_bytes)):
         if not fast:
@@ -74,4 +72,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(parse_arguments())
+    except (OSError, EOFError, wave.Error) as problem:  # no such file, no WAV, nobody listens, wrong key
+        sys.exit(f"demo_sdk: {problem or 'not a WAV file'}")
