@@ -1,14 +1,19 @@
-"""Ten thousand bad frames: each is answered by an error or a close, memory stays flat, nobody else notices."""
+"""Ten thousand bad frames: each is answered by an error or a close, memory stays flat, nobody else notices.
+
+Nor does anybody notice a flood of good ones.
+"""
 
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from random import Random
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from support import speech
 from support.invariants import assert_finished
@@ -166,6 +171,51 @@ async def test_the_largest_legal_append_is_served(server: ServerProcess) -> None
         await client.send("session.finish")
         await client.read_until("session.finished")
         assert [frame["type"] for frame in client.frames if frame["type"] == "error"] == []
+
+
+def frames(*kinds: str) -> bytes:
+    """Return messages as they look on the socket, so that sending them in a flood costs this process nothing."""
+    audio = base64.b64encode(b"\0\0").decode()
+    events = [{"type": kind, "audio": audio, "session": {}} for kind in kinds]
+    return b"".join(Frame(Opcode.TEXT, json.dumps(event).encode()).serialize(mask=True) for event in events)
+
+
+async def round_trip_s(client: RawClient) -> float:
+    began = time.perf_counter()
+    await still_serves(client)
+    return time.perf_counter() - began
+
+
+def p95(times_s: list[float]) -> float:
+    return sorted(times_s)[int(0.95 * len(times_s))]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "times"),
+    [
+        pytest.param(["input_audio_buffer.append"], 15_000, id="appends"),
+        pytest.param(["input_audio_buffer.append", "input_audio_buffer.commit"], 800, id="commits"),
+        pytest.param(["session.update"], 8_000, id="updates"),
+    ],
+)
+async def test_an_unpaced_flood_of_tiny_messages_holds_nobody_up(
+    server: ServerProcess, kinds: list[str], times: int
+) -> None:
+    async with raw_client(server.url) as bystander, raw_client(server.url, max_queue=None) as flooder:
+        await flooder.send("session.update", session={"turn_detection": None})
+        quiet_s = [await round_trip_s(bystander) for _ in range(100)]
+        flooder.socket.transport.write(frames(*kinds) * times + frames("the.end"))
+        flooded_s: list[float] = []
+        async with asyncio.TaskGroup() as group:
+            end = group.create_task(flooder.read_until("error"))
+            while not end.done():
+                flooded_s.append(await round_trip_s(bystander))
+        committed = [frame for frame in flooder.frames if frame["type"] == "input_audio_buffer.committed"]
+        assert end.result()["error"]["code"] == "invalid_event", "all that came before was accepted"
+    if "input_audio_buffer.commit" in kinds:
+        assert len(committed) >= times - 50, "what is accepted is soon obeyed"
+    assert len(flooded_s) >= 10
+    assert p95(flooded_s) < 0.25 + 5 * p95(quiet_s)
 
 
 async def still_serves(client: RawClient) -> None:

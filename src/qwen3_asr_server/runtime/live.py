@@ -275,7 +275,9 @@ class LiveSession:
             self._pump()
 
     def _pump(self) -> None:
-        """Carry out what the last input led to."""
+        """Carry out what the last input led to; nothing follows the end, though an answer was on its way."""
+        if self.over:
+            return
         for event in self._machine.events_to_send():
             self._tell(event)
         if self.over:

@@ -214,6 +214,23 @@ async def test_reading_goes_on_when_nothing_runs_that_would_free_room():
 
 
 @virtual_time
+async def test_reading_pauses_while_many_commands_wait_for_their_place():
+    """They need no audio to speak of, so that seconds of it would not stop their flood."""
+    async with staged(FakeEngine(), MANUAL, vad=DirectVad(score_s=0.1), max_waiting_commands=8) as stage:
+        most = 0
+        for _ in range(100):
+            await stage.live.submit(AppendBytes(b"\0\0"))
+            await stage.live.submit(Commit())
+            await stage.live.room()
+            most = max(most, stage.live._machine.waiting_commands)
+        assert most == 8
+        await stage.live.submit(Finish())
+        await stage.running
+        assert len(stage.of(Committed)) == 100
+        assert not stage.of(Rejected)
+
+
+@virtual_time
 async def test_a_paused_reader_is_not_idle_and_disconnects_end_the_pause():
     engine = HeldEngine(step_s=1e6)
     options = SessionOptions(idle_timeout_s=20)

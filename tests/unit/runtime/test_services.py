@@ -1,18 +1,29 @@
 import asyncio
+import time
 from contextlib import ExitStack
 
 import pytest
 
 from qwen3_asr_server.config import Settings
-from qwen3_asr_server.domain import SessionConfig
-from qwen3_asr_server.errors import EngineNotReady, EngineTimeout, ShuttingDown
-from qwen3_asr_server.messages import AppendBytes, Closing, Final, Finish, Finished, UtteranceFailed
+from qwen3_asr_server.domain import SessionConfig, StepKind
+from qwen3_asr_server.errors import EngineNotReady, EngineTimeout, InternalError, ShuttingDown
+from qwen3_asr_server.messages import (
+    AppendBytes,
+    Closing,
+    Committed,
+    Final,
+    Finish,
+    Finished,
+    Rejected,
+    UtteranceFailed,
+)
 from qwen3_asr_server.runtime.admission import Refused
 from qwen3_asr_server.runtime.services import Services
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, FakeStream
 from support.live import sound
 
+VAD, MANUAL = SessionConfig(), SessionConfig(turn_detection=None)
 UTTERANCE = sound(0.5, 0.0) + sound(1.0, 0.3) + sound(1.5, 0.0)
 
 
@@ -25,7 +36,13 @@ class Running:
 
     def __init__(self, engine=None, vad=None, **overrides):
         self.engine = engine or FakeEngine()
-        self.services = Services(settings(**overrides), engine=self.engine, vad=vad or EnergyVad())
+        self.later_s = 0.0
+        self.services = Services(
+            settings(**overrides),
+            engine=self.engine,
+            vad=vad or EnergyVad(),
+            clock=lambda: time.monotonic() + self.later_s,
+        )
 
     async def __aenter__(self):
         await self.services.start()
@@ -37,10 +54,10 @@ class Running:
         assert not self.engine.running
         assert self.services.state == "stopped"
 
-    async def session(self, *commands, opened=None):
+    async def session(self, *commands, opened=None, config=VAD):
         """Run one session; return its events."""
         events = []
-        with self.services.open_session(SessionConfig(), events.append) as live:
+        with self.services.open_session(config, events.append) as live:
             async with asyncio.timeout(10), asyncio.TaskGroup() as group:
                 group.create_task(live.run())
                 for command in commands:
@@ -222,6 +239,52 @@ async def test_stopping_ends_what_still_lives():
     assert engine.open_streams == 0
 
 
+# What newcomers find
+
+
+async def test_a_lazy_engine_that_could_not_be_loaded_is_not_ready():
+    engine = FakeEngine(start_failure=EngineNotReady("no weights in /srv/secret"))
+    async with Running(engine, model_loading="lazy") as running:
+        services = running.services
+        assert (services.status, services.reason) == ("ready", None)
+        await running.session(AppendBytes(UTTERANCE), Finish())
+        assert not services.ready
+        assert services.status == "failed"
+        assert services.reason
+        assert "/" not in services.reason
+        engine.start_failure = None
+        await running.session(AppendBytes(UTTERANCE), Finish())
+        assert services.ready
+
+
+async def test_a_full_server_says_so():
+    async with Running(max_sessions=1) as running:
+        with running.services.open_session(SessionConfig(), print):
+            assert running.services.status == "full"
+            assert running.services.reason
+        assert running.services.ready
+
+
+async def test_when_the_scheduler_dies_everybody_is_told(caplog):
+    engine = FakeEngine(gate=asyncio.Event())
+    running = Running(engine)
+    await running.services.start()
+    opened = asyncio.Event()
+    session = asyncio.create_task(running.session(AppendBytes(UTTERANCE), opened=opened))
+    await opened.wait()
+    running.services._workers.scheduler._expire = None  # a bug in the loop, met at its next turn
+    running.services._workers.scheduler._wake.set()
+    events = await session
+    assert isinstance(events[-1], Closing)
+    assert isinstance(events[-1].error, InternalError)
+    assert running.services.status == "failed"
+    with pytest.raises(Refused), running.services.open_session(SessionConfig(), print):
+        pytest.fail("it was let in")
+    assert any("scheduler" in record.getMessage() for record in caplog.records)
+    await running.services.stop()
+    assert not engine.running
+
+
 # What the settings lead to
 
 
@@ -231,3 +294,91 @@ async def test_limits_come_from_the_settings():
         events = await running.session(AppendBytes(sound(0.1, 0.3)), Finish())
         (failed,) = [event for event in events if isinstance(event, UtteranceFailed)]
         assert isinstance(failed.error, EngineTimeout)
+
+
+def appending(seconds, kind, config=VAD):
+    """Count the events of a kind that so much speech leads to."""
+
+    async def observe(**overrides):
+        async with Running(**overrides) as running:
+            events = await running.session(AppendBytes(sound(seconds, 0.3)), Finish(), config=config)
+            return sum(isinstance(event, kind) for event in events)
+
+    return observe
+
+
+class Metered(FakeEngine):
+    """Hears nothing but finals, as many as there are permits."""
+
+    def __init__(self):
+        super().__init__(partials=False)
+        self.permits = asyncio.Semaphore(0)
+        self.asked = {kind: asyncio.Event() for kind in StepKind}
+
+    def open_stream(self, options):
+        super().open_stream(options)
+        return MeteredStream(self, options)
+
+
+class MeteredStream(FakeStream):
+    async def step(self, audio, kind):
+        self.engine.asked[kind].set()
+        if kind is StepKind.FINAL:
+            await self.engine.permits.acquire()
+        return await super().step(audio, kind)
+
+
+def pushing(seconds, *, heard):
+    """Tell whether the server reads on after so much audio, of which it has heard some pieces."""
+
+    async def observe(**overrides):
+        engine = Metered()
+        async with Running(engine, decode_timeout_s=60, **overrides) as running:
+            with running.services.open_session(MANUAL, print) as live:
+                session = asyncio.create_task(live.run())
+                await live.submit(AppendBytes(sound(seconds, 0.3)))
+                room = asyncio.create_task(live.room())
+                async with asyncio.timeout(10):
+                    await engine.asked[StepKind.FINAL].wait()
+                for _ in range(heard):
+                    engine.permits.release()
+                done, _ = await asyncio.wait({room}, timeout=0.3)
+                reads_on = room in done
+                live.end("test")
+                await asyncio.gather(session, room)
+                return reads_on
+
+    return observe
+
+
+async def status_when_partials_are_late(**overrides):
+    """Let two speak to an engine that skips all partials, for a second."""
+    engine = Metered()
+    async with Running(engine, **overrides) as running, asyncio.TaskGroup() as group:
+        with ExitStack() as inside:
+            for _ in range(2):
+                live = inside.enter_context(running.services.open_session(VAD, print))
+                group.create_task(live.run())
+                engine.asked[StepKind.PARTIAL].clear()
+                await live.submit(AppendBytes(sound(3.0, 0.3)))
+                async with asyncio.timeout(10):
+                    await engine.asked[StepKind.PARTIAL].wait()
+            assert running.services.status == "ready"
+            running.later_s = 1.0
+            return running.services.status
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "observe", "by_default", "expected"),
+    [
+        ("manual_max_s", 1, appending(2.0, Rejected, MANUAL), 0, 1),
+        ("max_append_s", 1, appending(2.0, Rejected), 0, 1),
+        ("max_utterance_s", 5, appending(12.0, Committed), 1, 4),
+        ("buffer_high_s", 35, pushing(40, heard=0), True, False),
+        ("buffer_low_s", 50, pushing(70, heard=1), False, True),
+        ("streaming_chunk_size_sec", 0.4, status_when_partials_are_late, "ready", "full"),
+    ],
+)
+async def test_each_limit_acts(setting, value, observe, by_default, expected):
+    assert await observe() == by_default
+    assert await observe(**{setting: value}) == expected
