@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from qwen3_asr_server import __version__
-from qwen3_asr_server.errors import EngineNotReady
+from qwen3_asr_server.config import Settings
+from qwen3_asr_server.errors import EngineError, EngineNotReady
 from support.children import ended_within
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine
@@ -139,6 +141,52 @@ def test_probes(server: RunningServer) -> None:
     assert get(f"{server.http_url}/health/live").json() == {"status": "live"}
     ready = get(f"{server.http_url}/health/ready")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])
+def test_heads(guarded: RunningServer, path: str) -> None:
+    answer = ask("HEAD", guarded.http_url + path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_request_at_the_sockets_door_is_told_to_upgrade(server: RunningServer, slash: str) -> None:
+    answer = get(server.ws_url.replace("ws", "http", 1) + slash)
+    assert (answer.status_code, answer.json()["code"]) == (426, "UpgradeRequired")
+    assert answer.headers["upgrade"] == "websocket"
+
+
+def test_health_reports_every_limit(server: RunningServer) -> None:
+    numbers = {
+        name
+        for name, field in Settings.model_fields.items()
+        if field.annotation in (int, float) and name not in ("server_port", "vad_threshold", "vad_silence_duration_ms")
+    }
+    limits = get(f"{server.http_url}/health").json()["limits"]
+    assert set(limits) == numbers
+    assert {"buffer_low_s", "finish_grace_s", "ticket_ttl_s", "max_new_tokens", "streaming_chunk_size_sec"} < numbers
+
+
+def errors_told(running: RunningServer) -> dict[str, float]:
+    samples = [s for metric in running.services.metrics.errors.collect() for s in metric.samples]
+    return {s.labels["code"]: s.value for s in samples if s.name == "asr_errors_total"}
+
+
+async def test_errors_are_counted_by_the_codes_that_clients_see() -> None:
+    engine = FakeEngine(partials=False)
+    engine.failures.extend(EngineError("unintelligible") for _ in range(9))
+    with fake_server(engine, max_sessions=1) as running:
+        async with raw_client(running.ws_url) as client, raw_client(running.ws_url) as newcomer:
+            await newcomer.read_until("error")
+            await client.socket.send("not json")
+            await client.send("no.such.event")
+            await client.send("session.update", session={"sample_rate": -1})
+            await client.send("input_audio_buffer.commit")
+            await speak(client)
+            await client.read_until("conversation.item.input_audio_transcription.failed")
+        told = [frame["error"]["code"] for frame in [*client.frames, *newcomer.frames] if "error" in frame]
+        assert errors_told(running) == Counter(told)
+    assert {"invalid_event", "invalid_value", "Throttling", "audio_unintelligible"} < set(told)
 
 
 def test_the_description_lists_the_doors(server: RunningServer) -> None:
@@ -302,6 +350,54 @@ def test_the_port_answers_while_the_engine_loads() -> None:
     assert info["status"] == "loading"
 
 
+async def test_a_lazy_engine_that_cannot_be_loaded_is_not_ready() -> None:
+    engine = FakeEngine(start_failure=EngineNotReady("no weights in /srv/secret"))
+    with fake_server(engine, model_loading="lazy") as running:
+        async with raw_client(running.ws_url) as client:
+            await client.read_until("session.created")
+            await asyncio.to_thread(wait_until, lambda: running.services.status == "failed")
+            ready = await asyncio.to_thread(get, f"{running.http_url}/health/ready")
+            alive = await asyncio.to_thread(get, f"{running.http_url}/health/live")
+    assert (ready.status_code, ready.json()["status"]) == (503, "failed")
+    assert ready.json()["reason"]
+    assert "/" not in ready.json()["reason"]
+    assert alive.status_code == 200, "the next client may have more luck"
+
+
+async def test_a_dead_scheduler_ends_the_sessions_and_asks_for_a_restart() -> None:
+    with fake_server() as running:
+        async with raw_client(running.ws_url) as client:
+            await client.read_until("session.created")
+            scheduler = running.services._workers.scheduler  # type: ignore[union-attr]
+            scheduler._runner.get_loop().call_soon_threadsafe(scheduler._runner.cancel)  # type: ignore[union-attr]
+            error = await client.read_until("error")
+            await client.socket.wait_closed()
+        answers = [get(f"{running.http_url}/health/{probe}") for probe in ("ready", "live")]
+    assert error["error"]["code"] == "InternalError"
+    assert client.socket.close_code == 1011
+    assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(503, "failed")] * 2
+
+
+async def test_an_overloaded_engine_is_told_at_the_door() -> None:
+    """Partials that are all skipped reach nobody, however promptly the engine skips them."""
+    with fake_server(FakeEngine(partials=False), streaming_chunk_size_sec=0.4) as running:
+        async with raw_client(running.ws_url) as first, raw_client(running.ws_url) as second:
+            for client in (first, second):
+                await client.append(SPEECH * 3)
+            await asyncio.to_thread(wait_until, lambda: running.services.status == "full")
+            ready = await asyncio.to_thread(get, f"{running.http_url}/health/ready")
+            async with raw_client(running.ws_url) as third:
+                with pytest.raises(ConnectionClosed):
+                    await third.read_until("never")
+            for client in (first, second):
+                await client.send("session.finish")
+                await client.read_until("session.finished")
+        await asyncio.to_thread(wait_until, lambda: running.services.ready)
+    assert [(frame["type"], frame["error"]["code"]) for frame in third.frames] == [("error", "Throttling")]
+    assert third.socket.close_code == 1013
+    assert (ready.status_code, ready.json()["status"]) == (503, "full")
+
+
 class EndlessEngine(FakeEngine):
     """Never finishes loading."""
 
@@ -424,6 +520,8 @@ def life() -> Life:
     environment = {"POCKETSPHINX_DECODERS": "1", "LOG_FORMAT": "json", "API_KEYS": KEY}
     with child_server(environment) as child:
         descendants = child.children()
+        assert asyncio.run(refusal(child.ws_url))[0] == 401
+        assert asyncio.run(refusal(child.ws_url + "/nowhere", additional_headers=BEARER))[0] == 404
         ticket = post(f"{child.http_url}/api/tickets", headers=BEARER).json()["ticket"]
         final = asyncio.run(speak_until_the_end(child, f"{child.ws_url}?ticket={ticket}"))
         return Life(final, child.process.wait(30), descendants, child.log)
@@ -457,6 +555,7 @@ def test_the_log_says_where_and_what_and_nothing_secret(life: Life) -> None:
     assert opened["protocol"] == "dashscope_realtime"
     assert opened["session_id"]
     assert len(opened["key_id"]) == 8
+    assert not [record for record in records if record["level"] == "error"], "a refused upgrade is none"
     for secret in (KEY, "ticket=", "Traceback", life.final["transcript"]):
         assert secret not in life.log
 
