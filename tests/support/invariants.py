@@ -189,8 +189,9 @@ def assert_finished(frames: Sequence[Frame], *, audio_ms: float | None = None, m
         assert started == kinds.count("input_audio_buffer.speech_stopped")
     if not may_fail:
         transcripts(frames)
-    joined = " ".join(frame["transcript"] for frame in frames if frame["type"] == COMPLETED)
-    assert frames[-1]["transcript"].split() == joined.split(), "session.finished tells another transcript"
+    joined = "".join(frame["transcript"] for frame in frames if frame["type"] == COMPLETED)
+    told = "".join(frames[-1]["transcript"].split())
+    assert told == "".join(joined.split()), "session.finished tells another transcript"
 
 
 def transcripts(frames: Sequence[Frame]) -> list[str]:

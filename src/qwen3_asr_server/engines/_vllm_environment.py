@@ -2,14 +2,18 @@
 
 vLLM's engine core does not notice that its parent was killed; it would keep the GPU's memory for ever. The
 configuration that vLLM pickles into its child processes carries a `ParentWatch`, and unpickling that starts a
-thread which waits for the parent's end. Does not import vLLM, so that it can be asked before and while that is
-loaded; `vllm.py` and `_vllm_adapter` call it.
+thread which looks whether the parent is still there. Does not import vLLM, so that it can be asked before and while
+that is loaded; `vllm.py` and `_vllm_adapter` call it.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
+import time
+from typing import Final
+
+_WATCH_S: Final = 0.5
 
 
 def prepare() -> None:
@@ -45,11 +49,12 @@ class ParentWatch:
 
     def __setstate__(self, state: dict[str, int]) -> None:
         self._home = state["_home"]
-        parent = multiprocessing.parent_process()
-        if parent is not None and os.getpid() != self._home:
-            threading.Thread(target=_outlive_not, args=(parent,), name="parent watch", daemon=True).start()
+        if os.getpid() != self._home:
+            threading.Thread(target=_end_with, args=(os.getppid(),), name="parent watch", daemon=True).start()
 
 
-def _outlive_not(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
+def _end_with(parent: int) -> None:
+    # multiprocessing's handle on the parent does not exist yet while its arguments are unpickled.
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
     os.kill(os.getpid(), signal.SIGKILL)
