@@ -13,7 +13,7 @@ from support.sdk_client import TEXT_ONLY, conversation, send
 
 pytestmark = pytest.mark.sdk
 
-CLIP = speech.clip("conf-onlyperson")
+CLIP = speech.clip("queue-quantity1")
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 48_000])

@@ -29,7 +29,7 @@ MANUAL_ITEM = UTTERANCE[2:]
 OPENING = ["session.created", "session.updated"]
 
 CLIP = speech.clip("followme-status")
-NARROW_CLIP = speech.clip("conf-onlyperson")
+NARROW_CLIP = speech.clip("queue-quantity1")
 """One that the embedded engine understands without the upper half of its spectrum too; there are few."""
 WORST_WER = 0.5
 """The embedded engine on a single clip. Its true error rate is measured elsewhere; here real words must come."""
