@@ -1,0 +1,203 @@
+"""A piece on an engine core that answers by script: what it asks for, and what it makes of bad answers.
+
+The real core is in `tests/vllm`; here is what a well-trained model will not do when asked.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from qwen3_asr_server.audio.mel import LogMel
+from qwen3_asr_server.domain import GRID_SAMPLES, Hypothesis, Samples, StepKind
+from qwen3_asr_server.engines._vllm_request import Answer, Counters, Ending, Request, TokenIds, Verdict
+from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
+from qwen3_asr_server.errors import EngineError
+from qwen3_asr_server.text.guard import Suspicion
+from qwen3_asr_server.text.prompt import PromptIds
+
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>"]
+FIRST = 0x110000
+"""Ids of the special tokens follow those of the characters."""
+CONTEXT = "light, door, window, music, red, green, blue, left"
+Script = Sequence[tuple[str, Ending] | str]
+
+
+def encode(text: str) -> list[int]:
+    parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text)
+    return [
+        id_ for part in parts for id_ in ([FIRST + SPECIAL.index(part)] if part in SPECIAL else [ord(c) for c in part])
+    ]
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join(SPECIAL[i - FIRST] if i >= FIRST else chr(i) for i in ids)
+
+
+class ScriptedCore:
+    """Answers what it was told to, one text for each decode, and keeps the requests."""
+
+    can_verify = True
+
+    def __init__(self, script: Script, verdicts: Sequence[Verdict] = ()) -> None:
+        self.counters = Counters()
+        self.requests: list[Request] = []
+        self.drafts: list[str] = []
+        self._script = iter(script)
+        self._verdicts = iter(verdicts)
+
+    async def generate(self, request: Request) -> Answer:
+        self.requests.append(request)
+        planned = next(self._script)
+        text, ending = (planned, Ending.STOP) if isinstance(planned, str) else planned
+        return Answer(tuple(encode(text)), ending, 0, 0)
+
+    async def verify(self, request: Request, draft: TokenIds) -> Verdict:
+        self.requests.append(request)
+        self.drafts.append(decode(draft))
+        return next(self._verdicts)
+
+
+def stream(core: ScriptedCore, language: str | None = None, context: str = "") -> VllmStream:
+    names = map(str, itertools.count())
+    tools = Tools(
+        core=core,
+        prompt=PromptIds.from_encode(encode),
+        decode=decode,
+        context_ids=lambda text: tuple(encode(text)),
+        mel=LogMel(7 * GRID_SAMPLES),
+        languages=frozenset({"en", "zh"}),
+        max_new_tokens=32,
+        new_nonce=lambda: next(names),
+    )
+    return VllmStream(tools, language, context)
+
+
+def noise(units: int, loudness: float = 0.1, seed: int = 0) -> Samples:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(units * GRID_SAMPLES) * loudness).astype(np.float32)
+
+
+async def final(core: ScriptedCore, audio: Samples, **options: str) -> Hypothesis:
+    heard = await stream(core, **options).step(audio, StepKind.FINAL)
+    assert heard is not None
+    return heard
+
+
+async def test_a_draft_that_agrees_is_the_final() -> None:
+    core = ScriptedCore(
+        ["language English<asr_text>yes"], [Verdict(20, None, Answer(tuple(encode(" no")), Ending.STOP, 0, 0))]
+    )
+    piece = stream(core)
+    await piece.step(noise(10), StepKind.PARTIAL)
+    heard = await piece.step(noise(12), StepKind.CANDIDATE)
+    assert core.drafts == ["language English<asr_text>yes"]
+    assert heard == Hypothesis("yes no", "en", final=True)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "then", "text"),
+    [
+        (Verdict(19, ord("n"), None), ["o"], "yeno"),
+        (Verdict(19, None, None), [], "ye"),
+        (Verdict(20, None, Answer(tuple(encode(" an")), Ending.LENGTH, 0, 0)), ["d no"], "yes and no"),
+    ],
+    ids=["corrected", "ends sooner", "goes on past its bound"],
+)
+async def test_what_follows_a_verdict(verdict: Verdict, then: Script, text: str) -> None:
+    core = ScriptedCore(["language English<asr_text>yes", *then], [verdict])
+    piece = stream(core)
+    await piece.step(noise(10), StepKind.PARTIAL)
+    heard = await piece.step(noise(12), StepKind.FINAL)
+    assert heard == Hypothesis(text, "en", final=True)
+
+
+async def test_the_same_final_is_not_decoded_twice() -> None:
+    core = ScriptedCore(["language English<asr_text>yes"])
+    piece = stream(core)
+    first = await piece.step(noise(10), StepKind.CANDIDATE)
+    assert await piece.step(noise(10), StepKind.FINAL) == first
+    assert len(core.requests) == 1
+
+
+async def test_closed_windows_keep_their_key_and_the_last_one_never_does() -> None:
+    core = ScriptedCore(["language English<asr_text>yes"] * 3)
+    piece = stream(core)
+    audio = noise(220)
+    for units in (110, 120, 210):
+        await piece.step(audio[: units * GRID_SAMPLES], StepKind.PARTIAL)
+    keys = [[window.key for window in request.windows] for request in core.requests]
+    assert [len(found) for found in keys] == [2, 2, 3]
+    assert len({found[0] for found in keys}) == 1
+    assert len({found[-1] for found in keys}) == 3
+
+
+async def test_other_audio_of_the_same_length_has_other_keys() -> None:
+    """A forced cut silences the end of what was already heard."""
+    core = ScriptedCore(["language English<asr_text>yes"] * 2)
+    piece = stream(core)
+    audio = noise(210)
+    await piece.step(audio, StepKind.PARTIAL)
+    silenced = audio.copy()
+    silenced[-5 * GRID_SAMPLES :] = 0
+    await piece.step(silenced, StepKind.PARTIAL)
+    before, after = ({window.key for window in request.windows} for request in core.requests)
+    assert not before & after
+
+
+@pytest.mark.parametrize(
+    ("answer", "suspicion"),
+    [
+        (("language English<asr_text>" + "no " * 40, Ending.LOOP), Suspicion.LOOP),
+        ("language English<asr_text>" + CONTEXT, Suspicion.CONTEXT_LEAK),
+        ("language English<asr_text>yes <|im_end|>", Suspicion.RAW_TAGS),
+    ],
+)
+async def test_a_bad_final_is_decoded_once_more_without_context(
+    answer: tuple[str, Ending] | str, suspicion: Suspicion
+) -> None:
+    core = ScriptedCore([answer, "language English<asr_text>yes"])
+    heard = await final(core, noise(60), context=CONTEXT)
+    assert heard == Hypothesis("yes", "en", final=True)
+    assert encode(CONTEXT)[0] in core.requests[0].before
+    assert decode(core.requests[1].before).count("light") == 0
+    assert core.counters.redecoded == 1
+    assert core.counters.suspicions[suspicion] == 1
+
+
+async def test_a_loop_that_stays_stands_once() -> None:
+    heard = await final(ScriptedCore([("language English<asr_text>" + "no " * 40, Ending.LOOP)]), noise(60))
+    assert heard.text == "no"
+
+
+async def test_text_on_silence_is_not_sent() -> None:
+    core = ScriptedCore(["language English<asr_text>thank you"])
+    assert (await final(core, noise(30, loudness=1e-5))).text == ""
+    assert core.counters.suspicions[Suspicion.TEXT_ON_SILENCE] == 1
+
+
+async def test_a_partial_in_a_loop_leaves_what_is_shown() -> None:
+    loop = ("language English<asr_text>" + "no " * 40, Ending.LOOP)
+    core = ScriptedCore(["language English<asr_text>yes", loop, "language English<asr_text>yes sir"])
+    piece = stream(core)
+    shown = [await piece.step(noise(units), StepKind.PARTIAL) for units in (20, 30, 40)]
+    assert [heard.text for heard in shown if heard] == ["yes", "yes", "yes sir"]
+
+
+async def test_a_text_without_end_fails_the_utterance() -> None:
+    core = ScriptedCore([("language English<asr_text>yes", Ending.LENGTH), *[("so", Ending.LENGTH)] * 9])
+    with pytest.raises(EngineError, match="no end"):
+        await final(core, noise(30))
+
+
+async def test_a_forced_language_is_in_the_prompt_and_in_the_answer() -> None:
+    core = ScriptedCore(["yes"])
+    assert await final(core, noise(30), language="en") == Hypothesis("yes", "en", final=True)
+    assert decode(core.requests[0].after).endswith("assistant\nlanguage English<asr_text>")
+
+
+async def test_an_unknown_language_is_none() -> None:
+    assert (await final(ScriptedCore(["language Greek<asr_text>ne"]), noise(30))).language is None
+    assert (await final(ScriptedCore(["language None<asr_text>"]), noise(30))) == Hypothesis("", None, final=True)
