@@ -7,7 +7,7 @@ SYNC := $(UV) sync --inexact --locked
 
 .DEFAULT_GOAL := help
 .PHONY: help prod-setup dev-setup sync sync-demo sync-all lock start \
-	test test-basic test-sdk test-vad test-system check fmt lint types generate bench clean clean-all
+	test test-basic test-sdk test-vad test-system test-vllm check fmt lint types generate bench clean clean-all
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ test-system: ## The demo page in a real browser; installs Debian's chromium when
 	scripts/test_system.sh
 
 # Keep it in order
+
+test-vllm: ## Qwen3-ASR in real vLLM on the processor, with a tiny trained checkpoint; makes its own environment
+	$(SYNC)
+	scripts/test_vllm.sh
 
 check: ## All that CI asks of a change: format, lint, types, generated files, tests, the wheel
 	scripts/check.sh
