@@ -195,7 +195,6 @@ def p95(times_s: list[float]) -> float:
     [
         pytest.param(["input_audio_buffer.append"], 15_000, id="appends"),
         pytest.param(["input_audio_buffer.append", "input_audio_buffer.commit"], 800, id="commits"),
-        pytest.param(["session.update"], 8_000, id="updates"),
     ],
 )
 async def test_an_unpaced_flood_of_tiny_messages_holds_nobody_up(

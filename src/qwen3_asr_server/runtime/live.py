@@ -86,7 +86,7 @@ class LiveSession:
         self._emit = emit
         self._config = config
         self._machine = SessionMachine(config, options.session, self._clock())
-        self._decoder = self._new_decoder(config)
+        self._decoder = StreamDecoder(config.audio, max_append_s=self._options.max_append_s)
         self._vad = workers.vad.open()
         self._lane = workers.scheduler.attach(self)
         self._telemetry = Telemetry(workers.metrics, workers.latencies)
@@ -131,7 +131,7 @@ class LiveSession:
         Returns at once when nothing runs that would free room: what the machine waits for must then come from
         the client.
         """
-        full = self._buffered_s > self._options.buffer_high_s or self._too_many_commands
+        full = self.buffered_samples / SAMPLE_RATE > self._options.buffer_high_s or self._too_many_commands
         if not full or self._may_read:
             return
         self._paused = True
@@ -207,7 +207,7 @@ class LiveSession:
             case messages.Configure(config=config):
                 if config.audio != self._config.audio:
                     self._flush_decoder()
-                    self._decoder = self._new_decoder(config)
+                    self._decoder = StreamDecoder(config.audio, max_append_s=self._options.max_append_s)
                 self._config = config
             case messages.Commit():
                 if self._config.turn_detection is None:  # else it is refused, and the audio goes on behind it
@@ -243,9 +243,6 @@ class LiveSession:
             now = self._clock()
             self._machine.handle(append, now)
             self._telemetry.received(self._machine.received_samples, now)
-
-    def _new_decoder(self, config: SessionConfig) -> StreamDecoder:
-        return StreamDecoder(config.audio, max_append_s=self._options.max_append_s)
 
     # Workers
 
@@ -304,10 +301,6 @@ class LiveSession:
                 assert_never(job)
 
     @property
-    def _buffered_s(self) -> float:
-        return self._machine.buffered_samples / SAMPLE_RATE
-
-    @property
     def _too_many_commands(self) -> bool:
         return self._machine.waiting_commands > self._options.max_waiting_commands
 
@@ -319,7 +312,7 @@ class LiveSession:
         if self._too_many_commands:  # they move on with the detector alone
             return self._scoring is None
         busy = self._scoring is not None or self._decoding or self._machine.offer() is not None
-        return not busy or self._buffered_s <= self._options.buffer_low_s
+        return not busy or self.buffered_samples / SAMPLE_RATE <= self._options.buffer_low_s
 
     # Events and the end
 
