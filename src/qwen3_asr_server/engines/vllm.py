@@ -72,6 +72,7 @@ class VllmEngine:
             languages=languages,
             default_language=DEFAULT_LANGUAGE if DEFAULT_LANGUAGE in languages else min(languages),
             production=True,
+            context=True,
         )
 
     @property
