@@ -151,7 +151,11 @@ LONG = {
     cuts=st.lists(st.integers(0, 40_000), max_size=5),
 )
 def test_a_container_goes_on_behind_the_end_of_an_item(name: str, ends: list[int], cuts: list[int]) -> None:
-    """Nothing is lost or doubled but for the rounding of the resampler, a sample for each item."""
+    """Nothing is lost or doubled but for the rounding of the resampler, a sample for each item.
+
+    A sample's shift turns the upper end of the chirp by a good part of its period, so the likeness is not perfect; ten
+    milliseconds lost or doubled leave nothing of it.
+    """
     audio_format, data = LONG[name]
     whole = decoded(audio_format, data)
     decoder = StreamDecoder(audio_format)
@@ -161,7 +165,7 @@ def test_a_container_goes_on_behind_the_end_of_an_item(name: str, ends: list[int
     heard = np.concatenate(parts)
     assert abs(len(heard) - len(whole)) <= len(ends)
     count = min(len(heard), len(whole))
-    assert np.corrcoef(heard[:count], whole[:count])[0, 1] > 0.97
+    assert np.corrcoef(heard[:count], whole[:count])[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("audio_format", "data"), LONG.values(), ids=LONG)
