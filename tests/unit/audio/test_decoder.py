@@ -136,11 +136,11 @@ def test_a_header_begins_a_stream_only_after_flush() -> None:
 
 
 LONG = {
-    "WAV 8 kHz": (PCM, wav_bytes(chirp(1, 8_000), 8_000)),
-    "WAV without a size": (PCM, endless(wav_bytes(chirp(1, 8_000), 8_000))),
-    "WAV stereo 44.1 kHz": (PCM, wav_bytes(chirp(1, 44_100), 44_100, 2, "s24le")),
-    "Ogg": (OPUS, ogg_opus(chirp(1), page_ms=60)),
-    "Ogg announced as pcm": (PCM, ogg_opus(chirp(1), page_ms=60)),
+    "WAV 8 kHz": (PCM, wav_bytes(chirp(1, 8_000, high=600), 8_000)),
+    "WAV without a size": (PCM, endless(wav_bytes(chirp(1, 8_000, high=600), 8_000))),
+    "WAV stereo 44.1 kHz": (PCM, wav_bytes(chirp(1, 44_100, high=600), 44_100, 2, "s24le")),
+    "Ogg": (OPUS, ogg_opus(chirp(1, high=600), page_ms=60)),
+    "Ogg announced as pcm": (PCM, ogg_opus(chirp(1, high=600), page_ms=60)),
 }
 
 
@@ -153,8 +153,7 @@ LONG = {
 def test_a_container_goes_on_behind_the_end_of_an_item(name: str, ends: list[int], cuts: list[int]) -> None:
     """Nothing is lost or doubled but for the rounding of the resampler, a sample for each item.
 
-    A sample's shift turns the upper end of the chirp by a good part of its period, so the likeness is not perfect; ten
-    milliseconds lost or doubled leave nothing of it.
+    The chirp is low, so that a shift by some samples changes it little; ten milliseconds lost or doubled still do.
     """
     audio_format, data = LONG[name]
     whole = decoded(audio_format, data)
@@ -165,7 +164,7 @@ def test_a_container_goes_on_behind_the_end_of_an_item(name: str, ends: list[int
     heard = np.concatenate(parts)
     assert abs(len(heard) - len(whole)) <= len(ends)
     count = min(len(heard), len(whole))
-    assert np.corrcoef(heard[:count], whole[:count])[0, 1] > 0.9
+    assert np.corrcoef(heard[:count], whole[:count])[0, 1] > 0.97
 
 
 @pytest.mark.parametrize(("audio_format", "data"), LONG.values(), ids=LONG)
