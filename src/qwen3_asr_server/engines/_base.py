@@ -1,4 +1,4 @@
-"""What an engine is: three methods, and streams that own their state.
+"""What an engine is: three methods, and streams that own their state. `Mortal` and `Counting` are optional.
 
 An engine module exposes `ENGINE`, a class that takes the settings of `EngineOptions` and nothing else.
 The engine is shared by all sessions; whatever belongs to one piece lives in its stream, and session
@@ -8,8 +8,9 @@ A step gets ALL audio of the piece so far, not only what is new: a stream that k
 what it has not heard, a stateless one decodes the whole, and one that lost its state starts over.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
 
@@ -74,4 +75,31 @@ class Engine(Protocol):
 
     def open_stream(self, options: StreamOptions) -> EngineStream:
         """Begin a piece. Cheap: nothing is allocated before the first step."""
+        ...
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """Optional: an engine that can die as a whole though nobody stopped it, and does not recover by itself.
+
+    The runtime then fails what was open, calls `stop`, and `start` again. An engine that replaces what dies inside
+    it, as one with several processes or servers behind it, has no such property.
+    """
+
+    @property
+    def dead(self) -> bool:
+        """Whether a started engine can answer nothing any more.
+
+        Cheap: asked once a second, and after every step that raised `EngineCrashed`. False before `start` and
+        after `stop`.
+        """
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """Optional: an engine that counts what it does, for `/stats` and `/metrics`."""
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return its counters since `start`, by names like `cached_tokens`; empty when it does not run."""
         ...
