@@ -18,9 +18,10 @@ import numpy as np
 
 from qwen3_asr_server.audio.mel import HOP_SAMPLES, WINDOW_FRAMES, IncrementalMel, LogMel
 from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind
+from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended
 from qwen3_asr_server.engines._vllm_request import Core, Ending, Request, TokenIds, Window
 from qwen3_asr_server.errors import EngineError
-from qwen3_asr_server.text.guard import Suspicion, find_loop, judge
+from qwen3_asr_server.text.guard import Suspicion, judge
 from qwen3_asr_server.text.prompt import PromptIds, parse_output
 from qwen3_asr_server.text.rollback import Rollback, max_tokens
 
@@ -28,10 +29,6 @@ CATCH_UP_S: Final = 4.0
 """New audio above which `max_new_tokens` would cut what was said in it."""
 MAX_PARTS: Final = 4
 """Decodes that one final may take, each going on where the last one reached its bound."""
-
-_BLOCK_SAMPLES: Final = SAMPLE_RATE // 50
-_SILENCE: Final = 5e-4
-"""Root mean square of 20 ms, -66 dB of full scale, below which nothing is audible: no microphone is so quiet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +133,7 @@ class VllmStream:
             written = await self._greedy(kind, asked_at, ())
             suspicion = self._suspect(written)
         self._take_answer(written.ids)
-        hypothesis = replace(self._hypothesis(written.ids), final=True)
-        match suspicion:
-            case Suspicion.TEXT_ON_SILENCE:
-                return replace(hypothesis, text="")
-            case Suspicion.LOOP:
-                return replace(hypothesis, text=without_loop(hypothesis.text))
-        return hypothesis
+        return mended(replace(self._hypothesis(written.ids), final=True), suspicion)
 
     async def _greedy(self, kind: StepKind, asked_at: float, draft: TokenIds) -> "_Written":
         """Decode from nothing, with as few serial steps as the draft allows."""
@@ -199,7 +190,7 @@ class VllmStream:
         if not self._extends(audio):
             self._begin_audio()
         new = audio[len(self._audio) :] if len(audio) >= len(self._audio) else audio
-        self._audible = _audible(new) + (self._audible if new is not audio else 0)
+        self._audible = audible_samples(new) + (self._audible if new is not audio else 0)
         self._audio = audio
         self._final = None
         self._mel.feed(audio)
@@ -234,15 +225,3 @@ class VllmStream:
         parsed = parse_output(self._tools.decode(ids), self._language)
         code = parsed.language_code
         return Hypothesis(parsed.text, code if code in self._tools.languages else None)
-
-
-def without_loop(text: str) -> str:
-    """Return a text in which what is said again and again stands once."""
-    loop = find_loop(text)
-    return text if loop is None else (text[: loop.first_end] + text[loop.end :]).strip()
-
-
-def _audible(audio: Samples) -> int:
-    """Return how many samples are in blocks that are not silent."""
-    blocks = audio[: len(audio) // _BLOCK_SAMPLES * _BLOCK_SAMPLES].reshape(-1, _BLOCK_SAMPLES)
-    return int(np.count_nonzero(np.mean(blocks**2, axis=1) >= _SILENCE**2)) * _BLOCK_SAMPLES

@@ -7,41 +7,30 @@ nothing of sessions or settings.
 
 import asyncio
 import importlib.util
-import json
 import logging
 import secrets
 import time
-import wave
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qwen3_asr_server.audio.mel import LogMel
-from qwen3_asr_server.domain import GRID_SAMPLES, EngineInfo, Samples, StepKind, StreamOptions
+from qwen3_asr_server.domain import GRID_SAMPLES, EngineInfo, StepKind, StreamOptions
 from qwen3_asr_server.engines._base import EngineOptions
-from qwen3_asr_server.engines._vllm_request import TokenIds
+from qwen3_asr_server.engines._qwen3_checkpoint import (
+    MIN_SAMPLES,
+    context_encoder,
+    describe,
+    known_clip,
+    require_text,
+)
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
 from qwen3_asr_server.errors import EngineNotReady, InvalidValue
-from qwen3_asr_server.text.languages import find
-from qwen3_asr_server.text.prompt import FORCED_NAMES, PromptIds, clean_context
+from qwen3_asr_server.text.prompt import PromptIds
 
 if TYPE_CHECKING:
     from qwen3_asr_server.engines._vllm_adapter import VllmCore
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_LANGUAGE: Final = "zh"
-MAX_CONTEXT_TOKENS: Final = 1000
-"""Context is in the cache of every step of its session: 200 sessions with 10,000 tokens each would fill it."""
-MAX_CONTEXT_CHARS: Final = 10_000
-MIN_SAMPLES: Final = 7 * GRID_SAMPLES
-"""0.56 s: shorter audio is filled up with silence. The model's own front end does so at 0.5 s, off the grid."""
-
-_CLIP: Final = "_vllm_clip.wav"
 
 
 class VllmEngine:
@@ -62,18 +51,7 @@ class VllmEngine:
         self._arguments = vllm_arguments
         self._core: VllmCore | None = None
         self._tools: Tools | None = None
-        languages = _languages_of(options.model_path)
-        self._info = EngineInfo(
-            name="vllm",
-            model=_shown_name(options.model_path),
-            description="Qwen3-ASR on vLLM: many live sessions at once, in 30 languages and Chinese dialects."
-            if len(languages) == len(FORCED_NAMES)
-            else f"Qwen3-ASR on vLLM with weights for {', '.join(sorted(languages))} only.",
-            languages=languages,
-            default_language=DEFAULT_LANGUAGE if DEFAULT_LANGUAGE in languages else min(languages),
-            production=True,
-            context=True,
-        )
+        self._info = describe("vllm", "vLLM", options.model_path, "many live sessions at once")
 
     @property
     def info(self) -> EngineInfo:
@@ -168,7 +146,7 @@ class VllmEngine:
             core=core,
             prompt=PromptIds.from_encode(encode),
             decode=decode,
-            context_ids=_context_encoder(encode),
+            context_ids=context_encoder(encode),
             mel=LogMel(MIN_SAMPLES),
             languages=self._info.languages,
             max_new_tokens=self._options.max_new_tokens,
@@ -183,14 +161,11 @@ class VllmEngine:
         if texts[-1] != texts[0]:
             _log.warning("vLLM takes direct input otherwise than expected; its renderer is used, which is slower")
             core.direct = False
-        if not texts[0] or set(texts[0]) <= set("! "):
-            raise EngineNotReady(
-                "the model does not transcribe a known clip; if MODEL_DTYPE is 'half', these weights need 'auto'"
-            )
+        require_text(texts[0])
 
     async def _transcribe_clip(self, core: "VllmCore", direct: bool) -> str:
         core.direct = direct
-        clip = _clip()
+        clip = known_clip()
         stream = self.open_stream(StreamOptions())
         for units in (6, 12):
             await stream.step(clip[: units * GRID_SAMPLES], StepKind.PARTIAL)
@@ -231,37 +206,6 @@ async def _abandon(loading: "asyncio.Future[VllmCore]") -> None:
         await asyncio.wait({loading}, timeout=0.2)
     if loading.exception() is None:
         await asyncio.to_thread(loading.result().stop)
-
-
-def _context_encoder(encode: Callable[[str], list[int]]) -> Callable[[str], TokenIds]:
-    @lru_cache(maxsize=1024)
-    def context_ids(context: str) -> TokenIds:
-        cleaned = clean_context(context, MAX_CONTEXT_CHARS)
-        return tuple(encode(cleaned)[:MAX_CONTEXT_TOKENS]) if cleaned else ()
-
-    return context_ids
-
-
-def _languages_of(model_path: str) -> frozenset[str]:
-    """Return the wire codes that the weights name; all that Qwen3-ASR has where the weights are not at hand."""
-    try:
-        config = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    named = config.get("support_languages") or () if isinstance(config, dict) else ()
-    found = {language.code for language in map(find, named) if language is not None}
-    return frozenset(found & FORCED_NAMES.keys()) or frozenset(FORCED_NAMES)
-
-
-def _shown_name(model_path: str) -> str:
-    """Return a hub name as it is, and the last part of a folder."""
-    return Path(model_path).resolve().name if Path(model_path).is_dir() else model_path
-
-
-def _clip() -> Samples:
-    with resources.files(__package__).joinpath(_CLIP).open("rb") as file, wave.open(file) as source:
-        samples = np.frombuffer(source.readframes(source.getnframes()), "<i2").astype(np.float32) / np.float32(32768)
-    return samples[: len(samples) // GRID_SAMPLES * GRID_SAMPLES]
 
 
 ENGINE = VllmEngine
