@@ -8,6 +8,7 @@ class: they get small option objects made here.
 import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,10 +16,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 CommaList = Annotated[list[str], NoDecode]
 
 READERS: Final = {
-    "qwen3_asr_model_path": ("vllm",),
+    "qwen3_asr_model_path": ("vllm", "vllm_http"),
+    "qwen3_asr_other_models": ("vllm",),
     "gpu_memory_utilization": ("vllm",),
-    "max_new_tokens": ("vllm",),
-    "model_dtype": ("vllm",),
+    "max_new_tokens": ("vllm", "vllm_http"),
+    "model_dtype": ("vllm", "vllm_http"),
+    "vllm_urls": ("vllm_http",),
+    "vllm_api_key": ("vllm_http",),
+    "vllm_connect_timeout_s": ("vllm_http",),
     "pocketsphinx_decoders": ("pocketsphinx",),
 }
 """Settings that only some engines read. `warnings` knows by it what was set in vain."""
@@ -49,15 +54,32 @@ class Settings(BaseSettings):
     here; a named one that cannot start ends the process with the reason."""
     model_loading: Literal["eager", "lazy"] = "eager"
     """`eager` loads at start, before the server is ready; `lazy` when the first client connects."""
+    idle_unload_s: float = Field(600, ge=0)
+    """With MODEL_LOADING=lazy: an engine that no session has used for this long is unloaded, and loaded again for the
+    next client; in seconds, 0 keeps it."""
     qwen3_asr_model_path: str = "Qwen/Qwen3-ASR-1.7B"
-    """Hub name or local folder of the Qwen3-ASR weights. Read by the engine `vllm` only."""
+    """Hub name or local folder of the Qwen3-ASR weights; `vllm_http` needs the tokenizer only. Read by the engine
+    `vllm`, `vllm_http` only."""
+    qwen3_asr_other_models: CommaList = []
+    """Further weights that clients may ask for with `?model=`, comma-separated: hub names, folders, or `name=folder`.
+    One model is loaded at a time; a switch waits until no session uses the other. Read by the engine `vllm` only."""
+    model_hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where `qwen3-asr-server download` fetches weights from."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of the GPU's memory that the engine may use. Read by the engine `vllm` only."""
     max_new_tokens: int = Field(32, ge=1, le=4096)
-    """New tokens in one partial step. Finals may use more. Read by the engine `vllm` only."""
+    """New tokens in one partial step. Finals may use more. Read by the engine `vllm`, `vllm_http` only."""
     model_dtype: Literal["auto", "half", "float"] = "auto"
     """Number format of the weights; `auto` keeps that of the checkpoint. `half` cannot hold all values of bf16
-    weights. Read by the engine `vllm` only."""
+    weights. Read by the engine `vllm`, `vllm_http` only."""
+    vllm_urls: CommaList = []
+    """Where `vllm serve` runs: `http://gpu1:8000,http://gpu2:8000`, comma-separated, on a network that only you
+    reach. Read by the engine `vllm_http` only."""
+    vllm_api_key: SecretStr = SecretStr("")
+    """The `--api-key` of those servers, if they have one. Read by the engine `vllm_http` only."""
+    vllm_connect_timeout_s: float = Field(2, gt=0)
+    """A server that takes no connection, or does not say that it is well, for this long counts as dead, in
+    seconds. Read by the engine `vllm_http` only."""
     streaming_chunk_size_sec: float = Field(2.0, ge=0.4, le=30)
     """Longest interval between two partials of a speaking session that the server promises, in seconds. With
     every engine; a busy one takes new sessions only while it can keep it."""
@@ -155,7 +177,7 @@ class Settings(BaseSettings):
         if self.model_dtype == "half" and engine in READERS["model_dtype"]:
             yield "MODEL_DTYPE=half cannot hold all values of weights in bf16, which may spoil the text. Use auto."
 
-    @field_validator("api_keys", "allowed_origins", mode="before")
+    @field_validator("api_keys", "allowed_origins", "vllm_urls", "qwen3_asr_other_models", mode="before")
     @classmethod
     def _split(cls, value: object, field: ValidationInfo) -> object:
         if not isinstance(value, str):
@@ -165,7 +187,17 @@ class Settings(BaseSettings):
             raise ValueError("names no key; leave it empty to let everyone connect")
         return parts
 
-    @field_validator("log_level", "log_format", "model_loading", "model_dtype", mode="before")
+    @field_validator("vllm_urls", mode="after")
+    @classmethod
+    def _servers(cls, value: list[str]) -> list[str]:
+        if not all(map(_is_server, value)):
+            raise ValueError("each is http:// or https:// with a host, and without a key: that is VLLM_API_KEY")
+        found = [url.rstrip("/") for url in value]
+        if len(set(found)) < len(found):
+            raise ValueError("names a server twice")
+        return found
+
+    @field_validator("log_level", "log_format", "model_loading", "model_dtype", "model_hub", mode="before")
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -192,6 +224,15 @@ def explain(error: ValidationError) -> str:
         reason = detail["msg"].removeprefix("Value error, ")
         problems.append(f"{name}: {reason}" if name else reason)
     return "; ".join(problems)
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises when it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not set("@?#") & set(url)
 
 
 def _is_loopback(host: str) -> bool:

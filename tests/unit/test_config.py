@@ -82,6 +82,13 @@ def test_keys_are_not_shown() -> None:
         ("SHUTDOWN_TIMEOUT_S", "0"),
         ("PING_INTERVAL_S", "0"),
         ("MAX_UTTERANCE_S", "4"),
+        ("VLLM_URLS", "gpu1:8000"),
+        ("VLLM_URLS", "http://"),
+        ("VLLM_URLS", "http://gpu1:http"),
+        ("VLLM_URLS", "http://key@gpu1:8000"),
+        ("VLLM_URLS", "http://gpu1:8000?key=1"),
+        ("VLLM_URLS", "http://gpu1:8000,http://gpu1:8000/"),
+        ("VLLM_CONNECT_TIMEOUT_S", "0"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -89,6 +96,11 @@ def test_values_out_of_range_are_refused_by_name(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert explain(caught.value).startswith(f"{name}: ")
+
+
+def test_vllm_servers_are_listed_without_their_last_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_URLS", "http://gpu1:8000/, https://[::1]/gpu2")
+    assert Settings().vllm_urls == ["http://gpu1:8000", "https://[::1]/gpu2"]
 
 
 def test_an_explanation_shows_every_problem_and_no_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ A step gets ALL audio of the piece so far, not only what is new: a stream that k
 what it has not heard, a stateless one decodes the whole, and one that lost its state starts over.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
@@ -29,6 +29,12 @@ class EngineOptions:
     """Longest wait inside the engine."""
     max_decoders: int = 4
     """Decoders of the embedded engine: incremental streams that can be open at once."""
+    server_urls: Sequence[str] = ()
+    """Servers that a remote engine asks: `http://host:port`, without a slash at the end."""
+    server_key: str = field(default="", repr=False)
+    """What opens them; empty where they want none."""
+    connect_timeout_s: float = 2.0
+    """A server that takes no connection, or does not say that it is well, for this long counts as dead."""
 
 
 class EngineStream(Protocol):
