@@ -250,4 +250,12 @@ class DecodeFailed:
     error: AsrServerError
 
 
-Outcome = Scored | Heard | Skipped | DecodeFailed
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The engine died with this piece in it: its item has no transcript. Comes unasked, and ends a running `Decode`."""
+
+    piece: int
+    error: AsrServerError
+
+
+Outcome = Scored | Heard | Skipped | DecodeFailed | Lost

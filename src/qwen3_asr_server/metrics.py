@@ -5,9 +5,12 @@ their unit and every label takes few values. Nothing is derived here and nothing
 engines: `runtime` and `frontends` observe, `/metrics` renders.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -15,6 +18,7 @@ _LATENCY_S: Final = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0,
 _SERVICE_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _VAD_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 _LAG_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+_LOAD_S: Final = (0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 1200.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -26,7 +30,12 @@ class Metrics:
         self._declare_sessions()
         self._declare_latencies()
         self._declare_workers()
+        self._declare_engine()
         self._declare_text()
+
+    def count_engine(self, read: Callable[[], Mapping[str, int | float]]) -> None:
+        """Show what the engine counts as `asr_engine_<name>_total`; `read` gives the counters by name."""
+        self.registry.register(_EngineCounters(read))
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format, `CONTENT_TYPE`."""
@@ -69,6 +78,11 @@ class Metrics:
         self.partials_skipped = self._counter("asr_partials_skipped_total", "Partials the engine had no room for")
         self.stale_outcomes = self._counter("asr_stale_outcomes_total", "Worker answers that nobody waited for")
 
+    def _declare_engine(self) -> None:
+        self.engine_up = self._gauge("asr_engine_up", "1 while the engine is loaded and lives")
+        self.engine_deaths = self._counter("asr_engine_deaths_total", "Engines that died and are started again")
+        self.engine_load_seconds = self._histogram("asr_engine_load_seconds", "Start of an engine that worked", _LOAD_S)
+
     def _declare_text(self) -> None:
         self.stable_text_rewrites = self._counter(
             "asr_stable_text_rewrites_total", "Partials whose stable text does not extend the last one"
@@ -85,3 +99,21 @@ class Metrics:
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
+
+
+class _EngineCounters(Collector):
+    """Counters that only the engine knows; they begin anew when it is loaded again."""
+
+    def __init__(self, read: Callable[[], Mapping[str, int | float]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        """Say nothing beforehand: which there are is known when an engine runs."""
+        return iter(())
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield one family for each counter."""
+        for name, value in self._read().items():
+            yield CounterMetricFamily(
+                f"asr_engine_{name}", f"Engine: {name.replace('_', ' ')}, since it was loaded", value
+            )

@@ -106,9 +106,9 @@ async def staged(
     """Run a session; afterwards it is over, holds nothing, and no task is left."""
     await engine.start()
     metrics, vad, events = Metrics(), vad or DirectVad(), list[Event]()
-    scheduler = StepScheduler(engine, scheduling or SchedulerOptions(), metrics, clock)
+    scheduler = StepScheduler(scheduling or SchedulerOptions(), metrics, clock)
     scheduler.start()
-    scheduler.engine_ready()
+    scheduler.engine_ready(engine)
     workers: Any = Workers(vad, scheduler, metrics, Latencies(), clock)  # type: ignore[arg-type]
     limits = LiveOptions(session or SessionOptions(), **options)
     live = LiveSession(config or SessionConfig(), limits, workers, emit or events.append)

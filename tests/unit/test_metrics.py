@@ -8,6 +8,7 @@ EXPECTED = {
     "asr_vad_lag_seconds", "asr_buffered_audio_seconds", "asr_audio_received_seconds", "asr_decode_seconds",
     "asr_decode_queue_seconds", "asr_partials_skipped", "asr_errors", "asr_stable_text_rewrites",
     "asr_finals_contradicting_text", "asr_stale_outcomes", "asr_utterances", "asr_partial_slots",
+    "asr_engine_up", "asr_engine_deaths", "asr_engine_load_seconds",
 }  # fmt: skip
 
 

@@ -5,7 +5,8 @@ as the engine has room for them, finals first; and it *offers* partials, which t
 whenever a slot is free, from the session that has waited longest.
 
 A stream is opened with the first step of a piece and closed at its release, or when a step was cut off; the
-next step, having all audio, then opens another. A piece has at most one step at a time.
+next step, having all audio, then opens another. A piece has at most one step at a time. When the engine itself is
+gone, the pieces that it had begun are lost and all others wait for the next one.
 
 It knows no sessions beyond `StepSource` (`lanes.py`), no protocols, no VAD. Built by the services.
 """
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 
 from qwen3_asr_server.domain import StepKind
 from qwen3_asr_server.engines._base import Engine
-from qwen3_asr_server.errors import AsrServerError, EngineError, EngineTimeout
-from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Outcome, Skipped
+from qwen3_asr_server.errors import AsrServerError, EngineCrashed, EngineError, EngineTimeout
+from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Lost, Outcome, Skipped
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
 from qwen3_asr_server.runtime.crowding import Crowding
@@ -52,25 +53,28 @@ class SchedulerOptions:
 
 
 class StepScheduler:
-    """Run steps of all sessions on one engine.
+    """Run steps of all sessions on one engine. Steps wait until there is one: `engine_ready`.
 
     Args:
-        engine: shared by all lanes. It may still be loading: steps wait until `engine_ready`.
         options: bounds.
         metrics: where waits, services and slots are noted.
         clock: seconds, monotonic.
         on_death: called when the scheduler itself has failed and serves nobody any more.
+
+    Attributes:
+        on_crash: called when a step has ended in `EngineCrashed`, before that is answered: whoever owns the engine may
+            know that all of it is gone.
     """
 
     def __init__(
         self,
-        engine: Engine,
         options: SchedulerOptions,
         metrics: Metrics,
         clock: Clock,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine = engine
+        self.on_crash: Callable[[], None] = lambda: None
+        self._engine: Engine | None = None
         self._options = options
         self._metrics = metrics
         self._clock = clock
@@ -83,7 +87,7 @@ class StepScheduler:
         self._order = itertools.count()
         self._running = dict.fromkeys(StepKind, 0)
         self._closing = 0
-        self._open = False
+        self._ready_at = clock()
         self._failure: EngineError | None = None
         self._stopping = False
         self._dead = False
@@ -97,26 +101,42 @@ class StepScheduler:
         self._runner = asyncio.create_task(self._run(), name="step scheduler")
         self._runner.add_done_callback(self._ran)
 
-    def engine_ready(self) -> None:
-        """Say that the engine has started."""
-        self._open, self._failure = True, None
-        self._crowding.restart(self._clock())
+    def engine_ready(self, engine: Engine) -> None:
+        """Say that an engine has started, shared by all lanes from now on."""
+        self._engine, self._failure = engine, None
+        self._ready_at = self._clock()
+        self._crowding.restart(self._ready_at)
         self._wake.set()
 
     @property
     def is_open(self) -> bool:
-        """Whether the engine has started and steps run."""
-        return self._open
+        """Whether there is an engine and steps run."""
+        return self._engine is not None and not self._dead
 
     @property
     def crowded(self) -> bool:
         """Whether more sessions would make partials rarer than promised."""
-        finals = ((s.lane, s.queued_at) for *_, s in self._urgent if s.decode.kind is StepKind.FINAL and not s.dropped)
-        return self._open and self._crowding.crowded(self._clock(), finals)
+        queued = (step for *_, step in self._urgent if step.decode.kind is StepKind.FINAL and not step.dropped)
+        finals = ((step.lane, max(step.queued_at, self._ready_at)) for step in queued)
+        return self.is_open and self._crowding.crowded(self._clock(), finals)
 
     def engine_failed(self, error: EngineError) -> None:
         """Say that the engine could not start: what waits, and what comes, fails with `error`."""
-        self._open, self._failure = False, error
+        self._engine, self._failure = None, error
+        self._wake.set()
+
+    def engine_gone(self, error: EngineError) -> None:
+        """Say that the engine is no more: the pieces that it has begun are lost, the others wait for the next one.
+
+        Args:
+            error: what becomes of the items of those pieces.
+        """
+        self._engine, self._failure = None, None
+        begun = [(lane, number) for lane in self._lanes for number, piece in lane.pieces.items() if piece.stream]
+        for lane, number in begun:
+            lane.release(number)
+        for lane, number in begun:
+            lane.source.deliver(Lost(number, error))
         self._wake.set()
 
     async def stop(self) -> None:
@@ -202,7 +222,7 @@ class StepScheduler:
         error = None if runner.cancelled() else runner.exception()
         if self._stopping and error is None:
             return
-        self._open, self._dead = False, True
+        self._engine, self._dead = None, True
         _log.error("the step scheduler has failed", exc_info=error)
         self._on_death()
 
@@ -212,9 +232,8 @@ class StepScheduler:
                 await self._wake.wait()
                 self._wake.clear()
                 self._expire()
-                if self._open:
-                    self._serve_urgent()
-                    self._serve_partials()
+                self._serve_urgent()
+                self._serve_partials()
                 self._alarm.set(self._next_deadline())
             self._alarm.cancel()
             for lane in list(self._lanes):
@@ -240,23 +259,25 @@ class StepScheduler:
         heapq.heapify(self._urgent)
 
     def _serve_urgent(self) -> None:
-        while self._urgent and self._urgent_running < self._options.max_urgent:
+        while self._engine is not None and self._urgent and self._urgent_running < self._options.max_urgent:
             step = heapq.heappop(self._urgent)[-1]
             if not step.dropped:
-                self._begin(step)
+                self._begin(step, self._engine)
 
     def _serve_partials(self) -> None:
+        if self._engine is None:
+            return
         now = self._clock()
         for chosen in choose(self._waiting.values(), now, self._slots.slots - self._running[StepKind.PARTIAL]):
             del self._waiting[chosen.lane]
             decode = chosen.lane.source.pull(now)
             if decode is not None:
-                self._begin(self._new_step(chosen.lane, decode, max(chosen.due, chosen.offered)))
+                self._begin(self._new_step(chosen.lane, decode, max(chosen.due, chosen.offered)), self._engine)
 
     def _next_deadline(self) -> float | None:
         """Return when the loop must look again though nothing happens."""
         deadlines = [step.queued_at + self._options.queue_timeout_s for *_, step in self._urgent]
-        if self._open and self._running[StepKind.PARTIAL] < self._slots.slots:
+        if self.is_open and self._running[StepKind.PARTIAL] < self._slots.slots:
             due = next_due(self._waiting.values(), self._clock())
             deadlines += [] if due is None else [due]
         return min(deadlines, default=None)
@@ -267,16 +288,17 @@ class StepScheduler:
 
     # Steps
 
-    def _begin(self, step: Step) -> None:
+    def _begin(self, step: Step, engine: Engine) -> None:
         decode, piece = step.decode, step.piece
         now = step.began_at = self._clock()
         waited_s = max(0.0, now - step.queued_at)
         self._metrics.decode_queue_seconds.labels(decode.kind.name.lower()).observe(waited_s)
         if decode.kind is StepKind.FINAL:
+            waited_s = min(waited_s, now - self._ready_at)  # an engine that was not there is no crowd
             self._slots.final_waited(waited_s, now)
             self._crowding.final_waited(step.lane, waited_s, now)
         if piece.stream is None:
-            opened = open_stream(self._engine, decode)
+            opened = open_stream(engine, decode)
             if isinstance(opened, DecodeFailed):
                 self._answer(step, opened)
                 return
@@ -294,6 +316,8 @@ class StepScheduler:
             return
         outcome = task.result()
         self._note_service(step, outcome)
+        if isinstance(outcome, DecodeFailed) and isinstance(outcome.error, EngineCrashed):
+            self.on_crash()
         if step.dropped or not leaves_stream_usable(outcome):
             self._close(step.piece)
         self._answer(step, outcome)

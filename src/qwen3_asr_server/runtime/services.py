@@ -14,11 +14,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Final, Literal
 
-from qwen3_asr_server.config import Settings
+from qwen3_asr_server.config import READERS, Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig
-from qwen3_asr_server.engines import choose_engine, load_engine
+from qwen3_asr_server.engines import choose_engine
 from qwen3_asr_server.engines._base import Engine, EngineOptions
 from qwen3_asr_server.errors import AsrServerError, InternalError, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
@@ -26,8 +27,9 @@ from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Admission, Refused
 from qwen3_asr_server.runtime.alarm import Clock
 from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
-from qwen3_asr_server.runtime.loading import EngineLoader
+from qwen3_asr_server.runtime.models import ModelNames, build_engines, named_paths
 from qwen3_asr_server.runtime.outbox import OutboxOptions
+from qwen3_asr_server.runtime.pool import Pool, PoolOptions, PoolStatus
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies
 from qwen3_asr_server.session.options import SessionOptions
@@ -41,11 +43,12 @@ _BATCHED_STEPS: Final = 32
 """Steps at once, of each sort, on an engine that batches them."""
 
 State = Literal["loading", "ready", "failed", "draining", "stopped"]
-Status = Literal["loading", "ready", "full", "failed", "draining", "stopped"]
+Status = Literal["loading", "ready", "full", "restarting", "failed", "draining", "stopped"]
 
 _REASONS: Final[dict[Status, str]] = {
     "loading": "The engine is loading.",
     "full": "All sessions, or all recognition capacity, are in use.",
+    "restarting": "The engine has died and is started again.",
     "failed": "Recognition has failed; the log of the server has the details.",
     "draining": "The server is shutting down.",
     "stopped": "The server is shutting down.",
@@ -74,12 +77,11 @@ class Services:
         clock: Clock = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._engine = engine or _engine(settings)
+        self._engines = {engine.info.model: engine} if engine else _engines(settings)
         self._vad = vad
         self._clock = clock
         self._started_at = clock()
         self._lazy = settings.model_loading == "lazy"
-        self._loader: EngineLoader | None = None
         self._workers: Workers | None = None
         self._live: set[LiveSession] = set()
         self._latencies = Latencies()
@@ -87,6 +89,9 @@ class Services:
         self._nobody_left.set()
         self.state: State = "loading"
         self.metrics = Metrics()
+        self.models = ModelNames({name: engine.info for name, engine in self._engines.items()})
+        idle_unload_s = settings.idle_unload_s if self._lazy else 0.0
+        self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died)
         self.admission = Admission(settings.max_sessions, settings.max_sessions_per_key)
         self.outbox_options = OutboxOptions(settings.outbox_messages, settings.send_timeout_s)
         self.metrics.sessions_open.set_function(lambda: self.admission.in_use)
@@ -94,8 +99,12 @@ class Services:
 
     @property
     def engine_info(self) -> EngineInfo:
-        """What the engine is and can do; known before it is loaded."""
-        return self._engine.info
+        """What the engine is and can do with the default model; known before it is loaded."""
+        return self.info_of(self.models.default)
+
+    def info_of(self, model: str) -> EngineInfo:
+        """Return what the engine is and can do with a model, by its name in `models`."""
+        return self._engines[model].info
 
     @property
     def vad_name(self) -> str:
@@ -106,13 +115,17 @@ class Services:
     def status(self) -> Status:
         """What newcomers find: the state, or why a server that works would not serve them now.
 
-        A lazy engine that could not be loaded is tried again for each newcomer, so its failure may pass.
+        An engine that could not be loaded is tried again for each newcomer, so its failure may pass; and one that is
+        not loaded is ready, as it is loaded for them.
         """
         if self.state != "ready":
             return self.state
-        if self._loader is not None and self._loader.failed:
-            return "loading" if self._loader.loading else "failed"
-        return "full" if self._crowded or self.admission.full else "ready"
+        match self.pool.status().phase:
+            case "loading" | "restarting" | "failed" as phase:
+                return phase
+            case _:
+                full = self._crowded or self.admission.full or not self.pool.leasable(self.models.default)
+                return "full" if full else "ready"
 
     @property
     def reason(self) -> str | None:
@@ -134,9 +147,9 @@ class Services:
             if self._vad is None:
                 self._vad = await asyncio.to_thread(load_vad)
             self._workers = self._start_workers(self._vad)
-            self._loader = EngineLoader(self._engine, self._workers.scheduler)
+            self.pool.start(self._workers.scheduler)
             if not self._lazy:
-                await self._loader.load()
+                await self.pool.load()
         except Exception:
             self.state = "failed"
             raise
@@ -150,12 +163,10 @@ class Services:
         self.admission.close()
         self._end_all("shutdown", ShuttingDown("The server is shutting down."))
         workers, self._workers = self._workers, None
-        if self._loader is not None:
-            await self._loader.stop()
         if workers is not None:
             await workers.scheduler.stop()
             workers.vad.stop()
-        await self._engine.stop()
+        await self.pool.stop()
         if self.state != "failed":
             self.state = "stopped"
 
@@ -181,7 +192,12 @@ class Services:
 
     @contextmanager
     def open_session(
-        self, config: SessionConfig, emit: Callable[[Event], None], *, key_id: str | None = None
+        self,
+        config: SessionConfig,
+        emit: Callable[[Event], None],
+        *,
+        key_id: str | None = None,
+        model: str | None = None,
     ) -> Iterator[LiveSession]:
         """Admit a session for the length of the `with` block; whoever opens it also runs it.
 
@@ -189,13 +205,14 @@ class Services:
             config: how the session begins.
             emit: takes its events; called on the event loop, must not block.
             key_id: which key opened the door, for the limit a key.
+            model: by its name in `models`; None is the default. It stays loaded while the block runs.
 
         Raises:
-            Overloaded: full, shutting down, or the server does not work.
+            Overloaded: full, shutting down, another model is in use, or the server does not work.
         """
         try:
             with self.admission.admit(key_id):
-                yield from self._serve(config, emit)
+                yield from self._serve(config, emit, model or self.models.default)
         except Overloaded as refusal:
             reason = refusal.reason if isinstance(refusal, Refused) else "shutdown"
             self.metrics.sessions_refused.labels(reason).inc()
@@ -211,8 +228,15 @@ class Services:
             "latency": self._latencies.summary(),
             "scheduler": self._workers.scheduler.stats() if self._workers else {},
             "engine": self.engine_info.name,
+            "engine_counters": dict(self.pool.stats()),
+            "model": self.model_status(),
             "vad": self.vad_name,
         }
+
+    def model_status(self) -> dict[str, object]:
+        """Return for people which model is loaded, or how far that has come."""
+        status: PoolStatus = self.pool.status()
+        return asdict(status) | {"since_s": round(status.since_s, 1)}
 
     # Parts
 
@@ -228,12 +252,13 @@ class Services:
             step_timeout_s=settings.decode_timeout_s + settings.queue_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
         )
-        scheduler = StepScheduler(self._engine, options, self.metrics, self._clock, self._scheduler_died)
+        scheduler = StepScheduler(options, self.metrics, self._clock, self._died)
+        scheduler.on_crash = self.pool.look
         scheduler.start()
         return Workers(batcher, scheduler, self.metrics, self._latencies, self._clock)
 
-    def _scheduler_died(self) -> None:
-        """Serve nobody any more: without it no session would ever hear a thing."""
+    def _died(self) -> None:
+        """Serve nobody any more: without scheduler or pool no session would ever hear a thing."""
         self.state = "failed"
         self._end_all("error", InternalError("Recognition has failed on the server."))
 
@@ -243,28 +268,27 @@ class Services:
 
     # Sessions
 
-    def _serve(self, config: SessionConfig, emit: Callable[[Event], None]) -> Iterator[LiveSession]:
+    def _serve(self, config: SessionConfig, emit: Callable[[Event], None], model: str) -> Iterator[LiveSession]:
         if self._workers is None or self.state == "failed":
             raise Refused("The server is not ready; try again later.", reason="not_ready")
         if self._crowded:
             raise Refused("All recognition capacity is in use; try again later.", reason="crowded")
-        if self._lazy and self._loader is not None:
-            self._loader.want()
-        live = LiveSession(config, self._live_options(), self._workers, emit)
-        self._live.add(live)
-        self._nobody_left.clear()
-        try:
-            yield live
-        finally:
-            live.end("aborted")
-            self._live.discard(live)
-            if not self._live:
-                self._nobody_left.set()
+        with self.pool.lease(model):
+            live = LiveSession(config, self._live_options(model), self._workers, emit)
+            self._live.add(live)
+            self._nobody_left.clear()
+            try:
+                yield live
+            finally:
+                live.end("aborted")
+                self._live.discard(live)
+                if not self._live:
+                    self._nobody_left.set()
 
-    def _live_options(self) -> LiveOptions:
+    def _live_options(self, model: str) -> LiveOptions:
         settings = self._settings
         session = SessionOptions(
-            default_language=self.engine_info.default_language,
+            default_language=self.info_of(model).default_language,
             max_utterance_s=settings.max_utterance_s,
             manual_max_s=settings.manual_max_s,
             idle_timeout_s=settings.idle_timeout_s,
@@ -300,7 +324,7 @@ def _steps_at_once(info: EngineInfo) -> int:
     return _BATCHED_STEPS if info.max_streams is None else min(info.max_streams, os.cpu_count() or 1)
 
 
-def _engine(settings: Settings) -> Engine:
+def _engines(settings: Settings) -> dict[str, Engine]:
     options = EngineOptions(
         model_path=settings.qwen3_asr_model_path,
         dtype=settings.model_dtype,
@@ -309,7 +333,11 @@ def _engine(settings: Settings) -> Engine:
         decode_timeout_s=settings.decode_timeout_s,
         queue_timeout_s=settings.queue_timeout_s,
         max_decoders=settings.pocketsphinx_decoders,
+        server_urls=settings.vllm_urls,
+        server_key=settings.vllm_api_key.get_secret_value(),
+        connect_timeout_s=settings.vllm_connect_timeout_s,
     )
     choice = choose_engine(settings.engine, options)
     _log.info("engine chosen", extra={"engine": choice.name, "reason": choice.reason})
-    return load_engine(choice.name, options)
+    others = settings.qwen3_asr_other_models if choice.name in READERS["qwen3_asr_other_models"] else ()
+    return build_engines(choice.name, options, named_paths(settings.qwen3_asr_model_path, others))

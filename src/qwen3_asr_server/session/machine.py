@@ -40,6 +40,7 @@ from qwen3_asr_server.messages import (
     Finished,
     Heard,
     Job,
+    Lost,
     Outcome,
     Rejected,
     Scored,
@@ -105,6 +106,8 @@ class SessionMachine:
                 self._speech.answered(piece, kind)
             case DecodeFailed():
                 self._speech.failed(outcome)
+            case Lost():
+                self._speech.lost(outcome)
             case _:
                 assert_never(outcome)
         self._settle(now)

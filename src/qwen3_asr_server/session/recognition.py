@@ -11,7 +11,8 @@ piece ends:
     anything    –                                            wait for its outcome, then as above
 
 Items end in the order they began, each committed one with exactly one `Final` or `UtteranceFailed`. A
-FINAL that fails is tried once more if its error allows it; partials and candidates are simply due again.
+FINAL that fails is tried once more if its error allows it; partials and candidates are simply due again. An item
+that was in an engine when it died is not: it may be what killed it. It fails when it ends, and is not heard until then.
 
 It knows no VAD, no commands and no clock beyond the `now` it is given; `machine.py` is its only caller.
 """
@@ -30,6 +31,7 @@ from qwen3_asr_server.messages import (
     Final,
     Heard,
     Job,
+    Lost,
     Partial,
     Release,
     SpeechStopped,
@@ -122,7 +124,8 @@ class Recognition:
         piece = Piece(self._piece_count, start, overlaps, stable, last_step=now)
         self._piece_count += 1
         self.open.pieces.append(piece)
-        self._pieces[piece.number] = (self.open, piece)
+        if self.open.failure is None:
+            self._pieces[piece.number] = (self.open, piece)
 
     def pause(self, upto: int) -> None:
         """Note the range that the open piece would have if nothing more were said."""
@@ -163,7 +166,7 @@ class Recognition:
         """Tell the failure of every item that has not been told."""
         for item in self._items:
             if not item.ready:
-                item.failure = error
+                item.failure = item.failure or error
         if self.open is not None:
             if self.open.visible:
                 self.events.append(SpeechStopped(self.open.number, at))
@@ -176,7 +179,9 @@ class Recognition:
     def offer(self, upto: int | None) -> Offer | None:
         """Return the partial that is worth its cost, if the open piece may be heard up to `upto`."""
         piece = self.open.open_piece if self.open else None
-        if self.open is None or piece is None or piece.running is not None or upto is None:
+        if self.open is None or piece is None or upto is None:
+            return None
+        if piece.running is not None or self.open.failure is not None:
             return None
         unheard_s = (upto - max(piece.heard_upto, piece.start)) / SAMPLE_RATE
         if unheard_s < self._options.partial_min_new_s:
@@ -231,6 +236,16 @@ class Recognition:
         piece.failures += 1
         if piece.failures > 1 or not failed.error.retryable:
             piece.error = failed.error
+            self._release(piece)
+
+    def lost(self, lost: Lost) -> None:
+        """Give up the item of a piece that died with the engine."""
+        if lost.piece not in self._pieces:
+            self.stale_outcomes += 1
+            return
+        item, _ = self._pieces[lost.piece]
+        item.failure = lost.error
+        for piece in item.pieces:
             self._release(piece)
 
     def answered(self, number: int, kind: StepKind) -> tuple[Item, Piece] | None:

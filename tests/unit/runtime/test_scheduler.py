@@ -22,10 +22,10 @@ PARTIAL, CANDIDATE, FINAL = StepKind.PARTIAL, StepKind.CANDIDATE, StepKind.FINAL
 @asynccontextmanager
 async def scheduling(engine: HeldEngine, *, ready: bool = True, **options: Any) -> AsyncIterator[StepScheduler]:
     """Run a scheduler; afterwards no stream is open, nothing runs and no task is left."""
-    scheduler = StepScheduler(engine, SchedulerOptions(**options), Metrics(), clock)
+    scheduler = StepScheduler(SchedulerOptions(**options), Metrics(), clock)
     scheduler.start()
     if ready:
-        scheduler.engine_ready()
+        scheduler.engine_ready(engine)
     try:
         yield scheduler
     finally:
@@ -341,9 +341,9 @@ async def test_waiting_does_not_count_as_working_but_has_its_own_deadline():
 @virtual_time
 async def test_a_stream_that_does_not_close_holds_nobody_up(caplog):
     engine = HeldEngine(close_s=1e9)
-    scheduler = StepScheduler(engine, SchedulerOptions(close_timeout_s=5.0), Metrics(), clock)
+    scheduler = StepScheduler(SchedulerOptions(close_timeout_s=5.0), Metrics(), clock)
     scheduler.start()
-    scheduler.engine_ready()
+    scheduler.engine_ready(engine)
     speaker = attach(scheduler, speaking=False)
     speaker.lane.submit(decode(FINAL, 1))
     await asyncio.sleep(1)
@@ -358,21 +358,23 @@ async def test_a_stream_that_does_not_close_holds_nobody_up(caplog):
 
 @virtual_time
 async def test_steps_wait_for_an_engine_that_loads():
-    async with scheduling(HeldEngine(), ready=False) as scheduler:
+    engine = HeldEngine()
+    async with scheduling(engine, ready=False) as scheduler:
         speaker = attach(scheduler)
         speaker.lane.notify()
         speaker.lane.submit(decode(FINAL, 1))
         await asyncio.sleep(30)
         assert not speaker.outcomes
         assert not speaker.pulls
-        scheduler.engine_ready()
+        scheduler.engine_ready(engine)
         await asyncio.sleep(0.15)
         assert {outcome.piece for outcome in speaker.outcomes} == {0, 1}
 
 
 @virtual_time
 async def test_steps_fail_when_it_cannot_load_until_it_can():
-    async with scheduling(HeldEngine(), ready=False) as scheduler:
+    engine = HeldEngine()
+    async with scheduling(engine, ready=False) as scheduler:
         speaker = attach(scheduler, speaking=False)
         speaker.lane.submit(decode(FINAL, 1))
         scheduler.engine_failed(EngineNotReady("no weights"))
@@ -380,7 +382,7 @@ async def test_steps_fail_when_it_cannot_load_until_it_can():
         speaker.lane.submit(decode(FINAL, 2))
         await settle()
         assert [outcome.error.message for outcome in speaker.outcomes] == ["no weights"] * 2
-        scheduler.engine_ready()
+        scheduler.engine_ready(engine)
         speaker.lane.submit(decode(FINAL, 3))
         await asyncio.sleep(1)
         assert speaker.outcomes[-1] == Heard(3, FINAL, 16000, Hypothesis("text"))

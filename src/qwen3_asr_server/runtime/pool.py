@@ -1,0 +1,385 @@
+"""The engine's life: which model is loaded, and when it is started, watched, restarted and unloaded.
+
+    unloaded ──▶ loading ──▶ ready ──▶ unloading ──▶ unloaded
+        ▲           │          │ ▲
+        └─ failed ◀─┘     died ▼ │
+                           restarting ⟲
+
+At most one engine is started at a time. Sessions lease a model, which makes it *wanted*; an operator or time may make
+it unwanted while nobody has a lease. One task, `_run`, brings about what is wanted, one transition after the other,
+and looks anew after each: so whatever is asked for in mid-transition has its effect after it, and nothing overlaps.
+
+Tells the step scheduler whether there is an engine. Knows no settings and no sessions; called by the services.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from qwen3_asr_server.engines._base import Counting, Engine, Mortal
+from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady, ShuttingDown
+from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime.admission import Refused
+from qwen3_asr_server.runtime.alarm import Clock
+from qwen3_asr_server.runtime.backoff import Backoff
+
+_log = logging.getLogger(__name__)
+
+Phase = Literal["unloaded", "loading", "ready", "restarting", "unloading", "failed"]
+
+_MOST_WAITING: Final = 64
+"""Clients that may wait for a switch at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """Times of the pool, in seconds."""
+
+    idle_unload_s: float = 0.0
+    """An engine that nobody has leased for this long is unloaded; 0 keeps it."""
+    switch_timeout_s: float = 30.0
+    """Longest wait of a client for another model's leases to end."""
+    watch_s: float = 1.0
+    """Interval of looking whether the engine lives."""
+    stop_timeout_s: float = 60.0
+    """Longest stop of an engine; then it is left to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """What the pool is about."""
+
+    phase: Phase
+    model: str | None
+    """The one that is loaded, or comes or goes; None when there is none."""
+    since_s: float
+    """For how long this has been so."""
+    attempt: int
+    """Number of the start that runs or comes next, from 1; 0 when none is due."""
+    last_error: str | None
+    """Why the latest start failed; None once one has succeeded."""
+    leases: int
+
+
+class EngineUser(Protocol):
+    """The step scheduler, as the pool sees it."""
+
+    def engine_ready(self, engine: Engine) -> None:
+        """Use this engine from now on."""
+        ...
+
+    def engine_gone(self, error: EngineError) -> None:
+        """Use no engine; what it had begun is lost, everything else waits for the next."""
+        ...
+
+    def engine_failed(self, error: EngineError) -> None:
+        """Wait for no engine: there will be none for now."""
+        ...
+
+
+class Pool:
+    """Keep at most one of several engines started.
+
+    Args:
+        engines: one for each model, by its name; the first is the default.
+        options: times.
+        metrics: where starts and deaths are noted.
+        clock: seconds, monotonic, at the rate of the event loop's clock.
+        on_death: called when the pool itself has failed: no engine would be started any more.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        options: PoolOptions,
+        metrics: Metrics,
+        clock: Clock,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engines = dict(engines)
+        self._options = options
+        self._metrics = metrics
+        self._clock = clock
+        self._on_death = on_death
+        self._user: EngineUser | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._moved = asyncio.Event()
+        self._stopping = False
+        self._wanted: str | None = None
+        self._held: str | None = None
+        """Whose engine is started, or being started or stopped."""
+        self._lost = False
+        self._leased: str | None = None
+        self._leases = 0
+        self._waiting = 0
+        self._idle_since = clock()
+        self._backoff = Backoff()
+        self._retry_at = clock()
+        self._failure: EngineError | None = None
+        self._phase: Phase = "unloaded"
+        self._phase_since = clock()
+        metrics.engine_up.set_function(lambda: float(self._phase == "ready"))
+        metrics.count_engine(self.stats)
+
+    # What the services call
+
+    def start(self, user: EngineUser) -> None:
+        """Begin to bring about what is wanted: nothing, as yet."""
+        self._user = user
+        self._runner = asyncio.create_task(self._run(user), name="engine pool")
+        self._runner.add_done_callback(self._ran)
+
+    async def load(self) -> None:
+        """Load the default model.
+
+        Raises:
+            EngineError: with a reason a user can act upon.
+        """
+        self._want(next(iter(self._engines)))
+        await self._until(lambda: self._phase in ("ready", "failed") or self._stopping)
+        if self._failure is not None:
+            raise self._failure
+
+    def leasable(self, model: str) -> bool:
+        """Tell whether nobody has leased another model."""
+        return not self._leases or self._leased == model
+
+    async def room_for(self, model: str) -> None:
+        """Wait until nobody has leased another model.
+
+        Raises:
+            Refused: that took too long, or too many wait already.
+            ShuttingDown: after `stop`.
+        """
+        if self.leasable(model):
+            return
+        refused = Refused("Another model is in use; try again later.", reason="model_in_use")
+        if self._waiting >= _MOST_WAITING:
+            raise refused
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._options.switch_timeout_s):
+                await self._until(lambda: self.leasable(model) or self._stopping)
+        except TimeoutError:
+            raise refused from None
+        finally:
+            self._waiting -= 1
+        if self._stopping:
+            raise ShuttingDown("The server is shutting down.")
+
+    @contextmanager
+    def lease(self, model: str) -> Iterator[None]:
+        """Keep a model for the length of the `with` block; it is loaded if it is not, and another is unloaded first.
+
+        Raises:
+            Refused: another model is leased.
+        """
+        if not self.leasable(model):
+            raise Refused("Another model is in use; try again later.", reason="model_in_use")
+        self._leased = model
+        self._leases += 1
+        self._want(model)
+        try:
+            yield
+        finally:
+            self._leases -= 1
+            self._idle_since = self._clock()
+            self._move()
+
+    async def release(self) -> bool:
+        """Unload what is loaded, or give up loading it; whoever comes next loads it again.
+
+        Returns:
+            Whether there was anything to unload.
+
+        Raises:
+            Refused: somebody has a lease.
+        """
+        if self._leases:
+            raise Refused("The model is in use.", reason="model_in_use")
+        if self._held is None and self._wanted is None:
+            return False
+        self._wanted = None
+        self._move()
+        await self._until(lambda: self._held is None or self._wanted is not None)
+        return True
+
+    def look(self) -> None:
+        """Look whether the engine has died. A step that has crashed is a reason to call it at once."""
+        engine = self._engines[self._held] if self._held is not None and self._phase == "ready" else None
+        if self._user is None or not isinstance(engine, Mortal) or not engine.dead:
+            return
+        now = self._clock()
+        self._lost = True
+        self._retry_at = now + self._backoff.failed(now)
+        self._metrics.engine_deaths.inc()
+        _log.error("the engine has died", extra={"model": self._held, "attempt": self._backoff.attempt})
+        self._enter("restarting")
+        self._user.engine_gone(EngineCrashed("The recogniser died during this utterance."))
+
+    def status(self) -> PoolStatus:
+        """Return what the pool is about."""
+        attempt = {"loading": 1, "restarting": self._backoff.attempt}.get(self._phase, 0)
+        since_s = self._clock() - self._phase_since
+        error = self._failure.message if self._failure is not None else None
+        return PoolStatus(self._phase, self._held or self._wanted, since_s, attempt, error, self._leases)
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return what the engine has counted since it started; empty for one that does not count."""
+        engine = self._engines[self._held] if self._held is not None and self._phase == "ready" else None
+        return engine.stats() if isinstance(engine, Counting) else {}
+
+    async def stop(self) -> None:
+        """Stop what is started, whoever has a lease. Safe to call twice, or without `start`."""
+        self._stopping, self._wanted = True, None
+        self._move()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await asyncio.wait({runner}, timeout=2 * self._options.stop_timeout_s)
+            runner.cancel()
+
+    # Wishes
+
+    def _want(self, model: str) -> None:
+        if not self._stopping and self._wanted != model:
+            self._wanted = model
+            self._move()
+
+    def _move(self) -> None:
+        """Let everybody who waits for a change look again."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._moved.wait()
+
+    async def _until_or(self, condition: Callable[[], bool], deadline: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - self._clock())):
+                await self._until(condition)
+
+    # The one task
+
+    async def _run(self, user: EngineUser) -> None:
+        while self._held is not None or not self._stopping:
+            if self._held is None and self._wanted is None:
+                await self._until(lambda: self._wanted is not None or self._stopping)
+            elif self._held is None and self._wanted is not None:
+                await self._load(self._wanted, user)
+            elif self._held is not None and (self._held != self._wanted or self._lost):
+                await self._unload(self._held, user)
+            else:
+                await self._watch()
+
+    def _ran(self, runner: asyncio.Task[None]) -> None:
+        error = None if runner.cancelled() else runner.exception()
+        if error is not None:
+            _log.error("the engine pool has failed", exc_info=error)
+            self._on_death()
+
+    async def _load(self, model: str, user: EngineUser) -> None:
+        if self._backoff.attempt:
+            await self._until_or(lambda: self._wanted != model, self._retry_at)
+            if self._wanted != model:
+                self._rest()
+                return
+        else:
+            user.engine_gone(EngineNotReady("The engine is loading."))  # there is hope again, after a failure
+        self._held = model
+        self._enter("restarting" if self._backoff.attempt else "loading")
+        began = self._clock()
+        engine = self._engines[model]
+        started, error = await self._start_while_wanted(engine, model)
+        if not started:
+            await self._stop(engine)
+            self._held = None
+            self._not_started(model, error, user)
+            return
+        now = self._clock()
+        self._metrics.engine_load_seconds.observe(now - began)
+        self._failure = None
+        self._backoff.runs(now)
+        self._idle_since = now
+        self._enter("ready")
+        user.engine_ready(engine)
+
+    async def _start_while_wanted(self, engine: Engine, model: str) -> tuple[bool, EngineError | None]:
+        """Start an engine, or give up as soon as something else is wanted; tell whether it runs, and if not, why."""
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(_start(engine))
+            changing = group.create_task(self._until(lambda: self._wanted != model))
+            await asyncio.wait({starting, changing}, return_when=asyncio.FIRST_COMPLETED)
+            starting.cancel()
+            changing.cancel()
+        if starting.cancelled():
+            return False, None
+        error = starting.result()
+        return error is None, error
+
+    def _not_started(self, model: str, error: EngineError | None, user: EngineUser) -> None:
+        if error is None or self._wanted != model:
+            self._rest()
+            return
+        self._failure = error
+        if self._backoff.attempt:
+            now = self._clock()
+            self._retry_at = now + self._backoff.failed(now)
+            self._enter("restarting")
+        else:
+            self._wanted = None
+            self._enter("failed")
+            user.engine_failed(error)
+
+    async def _unload(self, model: str, user: EngineUser) -> None:
+        restart = self._lost
+        if not restart:
+            self._enter("unloading")
+            user.engine_gone(EngineNotReady("The model was unloaded."))
+        await self._stop(self._engines[model])
+        self._held, self._lost = None, False
+        if restart and self._wanted == model:
+            self._move()
+        else:
+            self._rest()
+
+    async def _watch(self) -> None:
+        await self._until_or(lambda: self._held != self._wanted or self._lost, self._clock() + self._options.watch_s)
+        self.look()
+        limit_s = self._options.idle_unload_s
+        if limit_s and not self._leases and self._clock() - self._idle_since >= limit_s:
+            _log.info("the engine is unloaded, as nobody uses it", extra={"model": self._held})
+            self._wanted = None
+
+    async def _stop(self, engine: Engine) -> None:
+        try:
+            async with asyncio.timeout(self._options.stop_timeout_s):
+                await engine.stop()
+        except Exception:  # noqa: BLE001 - the boundary to engines
+            _log.exception("an engine did not stop as it should")
+
+    def _rest(self) -> None:
+        """Have no engine, and no failure to make good."""
+        self._backoff.forget()
+        self._enter("unloaded")
+
+    def _enter(self, phase: Phase) -> None:
+        if phase != self._phase:
+            self._phase, self._phase_since = phase, self._clock()
+        self._move()
+
+
+async def _start(engine: Engine) -> EngineError | None:
+    """Start an engine; return why it did not."""
+    try:
+        await engine.start()
+    except EngineError as error:
+        _log.error("the engine could not be loaded: %s", error.message)
+        return error
+    except Exception:  # noqa: BLE001 - the boundary to engines
+        _log.exception("the engine could not be loaded")
+        return EngineNotReady("The engine could not be loaded.")
+    return None
