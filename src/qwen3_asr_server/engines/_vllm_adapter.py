@@ -27,9 +27,20 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from qwen3_asr_server.domain import StepKind
 from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores
-from qwen3_asr_server.engines._vllm_request import Answer, Counters, Ending, Request, TokenIds, Verdict, Window
+from qwen3_asr_server.engines._vllm_request import (
+    ENDINGS,
+    LOOP_COUNT,
+    LOOP_TOKENS,
+    PRIORITIES,
+    Answer,
+    Counters,
+    Ending,
+    Request,
+    TokenIds,
+    Verdict,
+    Window,
+)
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
 from vllm import SamplingParams
 
@@ -44,14 +55,7 @@ except ImportError:
 
 _log = logging.getLogger(__name__)
 
-PRIORITIES: Final = {StepKind.FINAL: -10, StepKind.CANDIDATE: 0, StepKind.PARTIAL: 10}
-"""vLLM serves the lowest first."""
-
-_ENDINGS: Final = {"stop": Ending.STOP, "length": Ending.LENGTH, "repetition": Ending.LOOP}
 _VERIFY_FIELDS: Final = {"prompt_logprobs", "flat_logprobs", "skip_reading_prefix_cache", "stream_interval"}
-_LOOP_TOKENS: Final = 20
-"""Longest pattern of tokens that counts as a loop when it is written `_LOOP_COUNT` times in a row; as `text.guard`."""
-_LOOP_COUNT: Final = 20
 _NEVER: Final = 1 << 20
 _JOIN_S: Final = 5.0
 
@@ -260,7 +264,7 @@ class VllmCore:
     def _params(self, request: Request, **more: Any) -> SamplingParams:
         if RepetitionDetectionParams is not None and "repetition_detection" in self._fields:
             more["repetition_detection"] = RepetitionDetectionParams(
-                max_pattern_size=_LOOP_TOKENS, min_pattern_size=1, min_count=_LOOP_COUNT
+                max_pattern_size=LOOP_TOKENS, min_pattern_size=1, min_count=LOOP_COUNT
             )
         return SamplingParams(temperature=0.0, max_tokens=request.max_tokens, detokenize=False, skip_clone=True, **more)
 
@@ -275,7 +279,7 @@ class VllmCore:
         ids = tuple(completion.token_ids)
         while ids and ids[-1] in self._ends:
             ids = ids[:-1]
-        ending = _ENDINGS.get(completion.finish_reason)
+        ending = ENDINGS.get(completion.finish_reason)
         if ending is None:
             raise EngineError(f"The recogniser ended with {completion.finish_reason!r}.")
         answer = Answer(ids, ending, len(output.prompt_token_ids), output.num_cached_tokens or 0)

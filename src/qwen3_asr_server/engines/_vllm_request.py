@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,12 @@ from qwen3_asr_server.domain import Samples, StepKind
 from qwen3_asr_server.text.guard import Suspicion
 
 TokenIds = tuple[int, ...]
+
+PRIORITIES: Final = {StepKind.FINAL: -10, StepKind.CANDIDATE: 0, StepKind.PARTIAL: 10}
+"""vLLM serves the lowest first."""
+LOOP_TOKENS: Final = 20
+"""Longest pattern of tokens that counts as a loop when it is written `LOOP_COUNT` times in a row; as `text.guard`."""
+LOOP_COUNT: Final = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +65,10 @@ class Ending(Enum):
     """It reached `max_tokens`."""
     LOOP = "loop"
     """It repeated itself."""
+
+
+ENDINGS: Final = {"stop": Ending.STOP, "length": Ending.LENGTH, "repetition": Ending.LOOP}
+"""vLLM's words for them."""
 
 
 @dataclass(frozen=True, slots=True)
