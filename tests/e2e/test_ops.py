@@ -140,7 +140,8 @@ def test_health_warns_of_an_open_door() -> None:
 def test_probes(server: RunningServer) -> None:
     assert get(f"{server.http_url}/health/live").json() == {"status": "live"}
     ready = get(f"{server.http_url}/health/ready")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert ready.json()["model"]["phase"] == "ready"
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])

@@ -308,7 +308,7 @@ async def test_a_fault_in_a_protocol_ends_one_connection(
     monkeypatch.setattr(Faulty, "where", where)
     with serving() as running:
         app = running.server.config.app
-        capabilities = Capabilities("none", frozenset({"en"}), "en")
+        capabilities = {"none": Capabilities("none", frozenset({"en"}), "en")}
 
         async def endpoint(websocket: WebSocket) -> None:
             await serve_websocket(websocket, Faulty, running.services, capabilities)

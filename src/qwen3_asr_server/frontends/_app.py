@@ -9,7 +9,7 @@ import asyncio
 import importlib
 import logging
 import pkgutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -54,6 +54,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         services: the runtime it serves; made from the settings when None. The app starts and stops it.
     """
     services = services or Services(settings)
+    capabilities = {model: capabilities_of(settings, services, model) for model in services.models.names}
     found = [load_protocol(name) for name in protocol_names()]
     state = AppState(
         services=services,
@@ -77,7 +78,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
     for router in _routers():
         app.include_router(router)
     for protocol in found:
-        _mount_protocol(app, protocol, services, capabilities_of(settings, services))
+        _mount_protocol(app, protocol, services, capabilities)
     _mount_elsewhere(app, state)
     _guard(app, settings, state)
     return app
@@ -112,14 +113,14 @@ def all_warnings(settings: Settings, services: Services) -> Iterator[str]:
         yield f"The engine {info.name} is not for production: it is there to see the server work."
 
 
-def capabilities_of(settings: Settings, services: Services) -> Capabilities:
-    """Return what sessions of the realtime protocols are offered."""
-    info = services.engine_info
+def capabilities_of(settings: Settings, services: Services, model: str | None = None) -> Capabilities:
+    """Return what sessions of the realtime protocols are offered with a model; None is the default."""
+    info = services.info_of(model or services.models.default)
     return Capabilities(
         model=info.model,
         languages=info.languages,
         default_language=info.default_language,
-        models=frozenset({info.name, info.model}),
+        models=services.models.known,
         turn_detection=TurnDetection(threshold=settings.vad_threshold) if settings.vad_enabled else None,
         default_threshold=settings.vad_threshold,
         emotion=settings.emotion or None,
@@ -148,7 +149,7 @@ def _routers() -> Iterator[APIRouter]:
 
 
 def _mount_protocol(
-    app: FastAPI, protocol: type[ServerProtocol], services: Services, capabilities: Capabilities
+    app: FastAPI, protocol: type[ServerProtocol], services: Services, capabilities: Mapping[str, Capabilities]
 ) -> None:
     async def endpoint(websocket: WebSocket) -> None:
         await serve_websocket(websocket, protocol, services, capabilities)

@@ -15,11 +15,13 @@ import secrets
 import string
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from qwen3_asr_server.errors import InternalError, Overloaded
+from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.logs import session_context
 from qwen3_asr_server.messages import Closing, Disconnect, Event, Partial
 from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, ServerProtocol
@@ -43,7 +45,10 @@ _SHUTDOWN_GRACE_S: Final = 1.0
 
 
 async def serve_websocket(
-    websocket: WebSocket, protocol_class: type[ServerProtocol], services: Services, capabilities: Capabilities
+    websocket: WebSocket,
+    protocol_class: type[ServerProtocol],
+    services: Services,
+    capabilities: Mapping[str, Capabilities],
 ) -> None:
     """Serve one connection from its acceptance to its close.
 
@@ -51,13 +56,20 @@ async def serve_websocket(
         websocket: not accepted yet; `scope["state"]["key_id"]` names the key that opened the door, if any.
         protocol_class: what the client speaks.
         services: where the session comes from.
-        capabilities: what the protocol may offer.
+        capabilities: what the protocol may offer, by the name of the model.
     """
-    await websocket.accept()
+    query = dict(websocket.query_params)
+    model = services.models.resolve(query.get("model"))
     with session_context(session_id=uuid.uuid4().hex[:12], protocol=protocol_class.name):
-        handshake = Handshake(dict(websocket.query_params))
-        protocol = protocol_class(handshake, capabilities, new_id)
-        await _Connection(websocket, protocol, services).serve()
+        protocol = protocol_class(Handshake(query), capabilities[model], new_id)
+        try:
+            if protocol.close_expected is None:
+                await services.room_for(model)
+        except Overloaded as refusal:
+            await websocket.send_denial_response(error_response(refusal))
+            return
+        await websocket.accept()
+        await _Connection(websocket, protocol, services, model).serve()
 
 
 def new_id(prefix: str) -> str:
@@ -68,10 +80,11 @@ def new_id(prefix: str) -> str:
 class _Connection:
     """One client's protocol, outbox and socket."""
 
-    def __init__(self, websocket: WebSocket, protocol: ServerProtocol, services: Services) -> None:
+    def __init__(self, websocket: WebSocket, protocol: ServerProtocol, services: Services, model: str) -> None:
         self._websocket = websocket
         self._protocol = protocol
         self._services = services
+        self._model = model
         self._send_timeout_s = services.outbox_options.send_timeout_s
         self._outbox: Outbox[str | bytes] = Outbox(services.outbox_options.max_messages)
         self._failed = False
@@ -84,7 +97,9 @@ class _Connection:
             await self._turn_away()
             return
         try:
-            with self._services.open_session(self._protocol.config, self._emit, key_id=key_id) as live:
+            with self._services.open_session(
+                self._protocol.config, self._emit, key_id=key_id, model=self._model
+            ) as live:
                 await self._close(await self._talk(live))
         except Overloaded as refusal:
             # A refused handshake would reach the SDK's users as a timeout without a reason: an error it

@@ -1,8 +1,8 @@
 """Operations: what the server is, whether it works, and how it is doing.
 
 `GET /` for people and clients, `/health*` for supervisors and balancers, `/metrics` for Prometheus, `/stats`
-for a quick look. Reads the runtime and changes nothing. `/` and `/health*` are open to all, the others need a
-key where keys are set (`_auth`).
+for a quick look, `POST /api/gpu-offload` to give the model's memory back. `/` and `/health*` are open to all, the
+others need a key where keys are set (`_auth`).
 """
 
 from typing import Annotated, Any
@@ -53,6 +53,8 @@ async def health(state: State) -> dict[str, Any]:
         "reason": reason_of(state),
         "version": __version__,
         "engine": engine_as_json(services.engine_info),
+        "model": services.model_status(),
+        "models": list(services.models.names),
         "vad": services.vad_name,
         "sessions": {"open": services.admission.in_use, "max": state.limits["max_sessions"]},
         "auth_required": state.auth_required,
@@ -73,11 +75,25 @@ async def live(state: State) -> JSONResponse:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(state: State) -> JSONResponse:
-    """Answer 200 when a new session would be served, else 503 with the reason: also while the server is full."""
+    """Answer 200 when a new session would be served, else 503 with the reason: also while the server is full.
+
+    `model` tells how far a load or restart has come: its phase, for how long, which attempt, why the last one failed.
+    """
     status = status_of(state)
+    body: dict[str, Any] = {"status": status, "model": state.services.model_status()}
     if status == "ready":
-        return JSONResponse({"status": status})
-    return JSONResponse({"status": status, "reason": reason_of(state)}, status_code=503, headers={"Retry-After": "2"})
+        return JSONResponse(body)
+    return JSONResponse(body | {"reason": reason_of(state)}, status_code=503, headers={"Retry-After": "2"})
+
+
+@router.post("/api/gpu-offload")
+async def offload(state: State) -> dict[str, Any]:
+    """Unload the model now, so that its memory is free; the next client loads it again.
+
+    Answers 503 while sessions are open: none of them loses its model.
+    """
+    released = await state.services.pool.release()
+    return {"released": released, "model": state.services.model_status()}
 
 
 @router.get("/metrics", response_class=Response)
@@ -107,7 +123,7 @@ def engine_as_json(info: EngineInfo) -> dict[str, Any]:
 
 
 def status_of(state: AppState) -> str:
-    """Return `loading`, `ready`, `full`, `draining` or `failed`."""
+    """Return `loading`, `ready`, `full`, `restarting`, `draining` or `failed`."""
     return "failed" if state.failure else state.services.status
 
 

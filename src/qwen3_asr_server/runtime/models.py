@@ -60,6 +60,11 @@ class ModelNames:
         self.default = next(iter(self._infos))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The models' own names, the default first."""
+        return tuple(self._infos)
+
+    @property
     def known(self) -> frozenset[str]:
         """Everything that `resolve` has a model for; the engine's name stands for the default."""
         return frozenset({self._infos[self.default].name, *self._infos, *(i.model for i in self._infos.values())})

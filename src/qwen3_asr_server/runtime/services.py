@@ -190,6 +190,15 @@ class Services:
             _log.warning("sessions did not finish in time", extra={"sessions": len(self._live)})
             self._end_all("shutdown", ShuttingDown("The server is shutting down."))
 
+    async def room_for(self, model: str) -> None:
+        """Wait until nobody uses another model, so that a session of this one can begin.
+
+        Raises:
+            Overloaded: that took too long, or the server is shutting down.
+        """
+        with self._refusals_counted():
+            await self.pool.room_for(model)
+
     @contextmanager
     def open_session(
         self,
@@ -210,13 +219,8 @@ class Services:
         Raises:
             Overloaded: full, shutting down, another model is in use, or the server does not work.
         """
-        try:
-            with self.admission.admit(key_id):
-                yield from self._serve(config, emit, model or self.models.default)
-        except Overloaded as refusal:
-            reason = refusal.reason if isinstance(refusal, Refused) else "shutdown"
-            self.metrics.sessions_refused.labels(reason).inc()
-            raise
+        with self._refusals_counted(), self.admission.admit(key_id):
+            yield from self._serve(config, emit, model or self.models.default)
 
     def stats(self) -> dict[str, object]:
         """Return the numbers for `/stats`."""
@@ -267,6 +271,15 @@ class Services:
         return self._workers is not None and self._workers.scheduler.crowded
 
     # Sessions
+
+    @contextmanager
+    def _refusals_counted(self) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded as refusal:
+            reason = refusal.reason if isinstance(refusal, Refused) else "shutdown"
+            self.metrics.sessions_refused.labels(reason).inc()
+            raise
 
     def _serve(self, config: SessionConfig, emit: Callable[[Event], None], model: str) -> Iterator[LiveSession]:
         if self._workers is None or self.state == "failed":
