@@ -1,8 +1,7 @@
-"""The only file that touches vLLM: starts its engine core, hands it requests, reads its answers.
+"""The recogniser's way to vLLM: starts its engine core, hands it requests, reads its answers.
 
-The input is built directly (token ids, our own keys, mel of new windows only), because vLLM's renderer would
-hash, process and send every window again at each step. Where that is not possible, in another version of vLLM, the
-renderer does it, with our keys; `direct` says which of them is used. A lost cache entry shows as a
+The input is built directly (`_vllm_audio`). Where that is not possible, in another version of vLLM, its renderer does
+it, with our keys; `direct` says which of them is used. A lost cache entry shows as a
 finish reason `error`: all data is sent again, once, and never becomes an empty text.
 
 Written for vLLM 0.32. Imported only by `vllm.py`, when the engine starts; knows no streams.
@@ -14,20 +13,18 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
-import torch
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 from vllm.platforms import current_platform
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores
+from qwen3_asr_server.engines._vllm_audio import audio_prompt, can_build
+from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores, first_line
 from qwen3_asr_server.engines._vllm_request import (
     ENDINGS,
     LOOP_COUNT,
@@ -39,15 +36,10 @@ from qwen3_asr_server.engines._vllm_request import (
     Request,
     TokenIds,
     Verdict,
-    Window,
 )
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
 from vllm import SamplingParams
 
-try:
-    from vllm.inputs.engine import mm_input
-except ImportError:
-    mm_input = None
 try:
     from vllm.sampling_params import RepetitionDetectionParams
 except ImportError:
@@ -86,12 +78,11 @@ class VllmCore:
     def __init__(self, engine: AsyncLLM) -> None:
         self._engine = engine
         self._names = itertools.count()
-        self._mel_dtype = engine.model_config.dtype
         self._fields = frozenset(SamplingParams.__struct_fields__)
         self._ends = _end_tokens(engine)
         self._open: set[str] = set()
         self._dead = False
-        self.direct = mm_input is not None
+        self.direct = can_build()
         self.counters = Counters()
 
     @classmethod
@@ -111,7 +102,7 @@ class VllmCore:
             engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except Exception as problem:
             _log.exception("vLLM did not start")
-            raise EngineNotReady(f"vLLM did not start: {_first_line(problem)}") from problem
+            raise EngineNotReady(f"vLLM did not start: {first_line(problem)}") from problem
         held = engine.vllm_config.scheduler_config.encoder_cache_size
         if held != options.encoder_cache_tokens:
             engine.shutdown()
@@ -223,32 +214,16 @@ class VllmCore:
             self._open.discard(name)
 
     def _direct_input(self, request: Request, after: TokenIds) -> Any:
-        pad = self._audio_token
-        ids, places, items = list(request.before), [], []
-        for window in request.windows:
-            places.append(PlaceholderRange(offset=len(ids), length=window.tokens))
-            items.append(None if window.key in request.delivered else self._item(window))
-            ids += [pad] * window.tokens
-        keys = [window.key for window in request.windows]
-        ids += after
-        source = mm_input(ids, MultiModalKwargsItems({"audio": items}), {"audio": keys}, {"audio": places})
+        source = audio_prompt(
+            request.before,
+            request.windows,
+            after,
+            pad=self._audio_token,
+            dtype=self._engine.model_config.dtype,
+            delivered=request.delivered,
+        )
         source["arrival_time"] = request.asked_at
         return source
-
-    def _item(self, window: Window) -> Any:
-        frames = window.mel.shape[1]
-        length = torch.tensor([frames])
-        fields = {
-            "input_audio_features": torch.from_numpy(window.mel).to(self._mel_dtype),
-            "feature_attention_mask": torch.ones((1, frames), dtype=torch.int32),
-            "audio_feature_lengths": length,
-        }
-        layout = {
-            "input_audio_features": MultiModalFieldConfig.flat_from_sizes("audio", length, dim=1),
-            "feature_attention_mask": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
-            "audio_feature_lengths": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
-        }
-        return MultiModalKwargsItems.from_hf_inputs(fields, layout)["audio"][0]
 
     async def _rendered_input(self, request: Request, after: TokenIds) -> Any:
         prompt = TokensPrompt(
@@ -329,9 +304,3 @@ def _end_tokens(engine: AsyncLLM) -> frozenset[int]:
     found = engine.model_config.try_get_generation_config().get("eos_token_id", [])
     listed = [found] if isinstance(found, int) else list(found)
     return frozenset([*listed, engine.renderer.get_eos_token_id()])
-
-
-def _first_line(problem: Exception) -> str:
-    """Return what a person may read of a failure: one line, no path."""
-    lines = [line for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    return " ".join(Path(word).name if "/" in word else word for word in lines[0].split())[:300]

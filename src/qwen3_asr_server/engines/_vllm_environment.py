@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 _WATCH_S: Final = 0.5
@@ -32,6 +33,12 @@ def end_engine_cores() -> None:
     """Kill them: a load that is still going on gives up."""
     for child in engine_cores():
         child.kill()
+
+
+def first_line(problem: Exception) -> str:
+    """Return what a person may read of a failure: one line, no path."""
+    lines = [line for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    return " ".join(Path(word).name if "/" in word else word for word in lines[0].split())[:300]
 
 
 class ParentWatch:
