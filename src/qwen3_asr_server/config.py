@@ -16,11 +16,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 CommaList = Annotated[list[str], NoDecode]
 
 READERS: Final = {
-    "qwen3_asr_model_path": ("vllm", "vllm_http"),
-    "qwen3_asr_other_models": ("vllm",),
+    "qwen3_asr_model_path": ("vllm", "vllm_http", "transformers", "qwen_asr"),
+    "qwen3_asr_other_models": ("vllm", "transformers", "qwen_asr"),
     "gpu_memory_utilization": ("vllm",),
-    "max_new_tokens": ("vllm", "vllm_http"),
-    "model_dtype": ("vllm", "vllm_http"),
+    "max_new_tokens": ("vllm", "vllm_http", "transformers", "qwen_asr"),
+    "model_dtype": ("vllm", "vllm_http", "transformers", "qwen_asr"),
     "vllm_urls": ("vllm_http",),
     "vllm_api_key": ("vllm_http",),
     "vllm_connect_timeout_s": ("vllm_http",),
@@ -59,19 +59,21 @@ class Settings(BaseSettings):
     next client; in seconds, 0 keeps it."""
     qwen3_asr_model_path: str = "Qwen/Qwen3-ASR-1.7B"
     """Hub name or local folder of the Qwen3-ASR weights; `vllm_http` needs the tokenizer only. Read by the engine
-    `vllm`, `vllm_http` only."""
+    `vllm`, `vllm_http`, `transformers`, `qwen_asr` only."""
     qwen3_asr_other_models: CommaList = []
     """Further weights that clients may ask for with `?model=`, comma-separated: hub names, folders, or `name=folder`.
-    One model is loaded at a time; a switch waits until no session uses the other. Read by the engine `vllm` only."""
+    One model is loaded at a time; a switch waits until no session uses the other. Read by the engine
+    `vllm`, `transformers`, `qwen_asr` only."""
     model_hub: Literal["huggingface", "modelscope"] = "huggingface"
     """Where `qwen3-asr-server download` fetches weights from."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of the GPU's memory that the engine may use. Read by the engine `vllm` only."""
     max_new_tokens: int = Field(32, ge=1, le=4096)
-    """New tokens in one partial step. Finals may use more. Read by the engine `vllm`, `vllm_http` only."""
+    """New tokens in one partial step. Finals may use more. Read by the engine `vllm`, `vllm_http`, `transformers`,
+    `qwen_asr` only."""
     model_dtype: Literal["auto", "half", "float"] = "auto"
     """Number format of the weights; `auto` keeps that of the checkpoint. `half` cannot hold all values of bf16
-    weights. Read by the engine `vllm`, `vllm_http` only."""
+    weights. Read by the engine `vllm`, `vllm_http`, `transformers`, `qwen_asr` only."""
     vllm_urls: CommaList = []
     """Where `vllm serve` runs: `http://gpu1:8000,http://gpu2:8000`, comma-separated, on a network that only you
     reach. Read by the engine `vllm_http` only."""

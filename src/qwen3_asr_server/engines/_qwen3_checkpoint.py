@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from qwen3_asr_server.domain import GRID_SAMPLES, EngineInfo, Samples
-from qwen3_asr_server.errors import EngineNotReady
+from qwen3_asr_server.errors import EngineNotReady, InvalidValue
 from qwen3_asr_server.text.languages import find
 from qwen3_asr_server.text.prompt import FORCED_NAMES, Encode, clean_context
 
@@ -64,7 +64,7 @@ def shown_name(model_path: str) -> str:
     return Path(model_path).resolve().name if Path(model_path).is_dir() else model_path
 
 
-def config_of(model_path: str) -> dict[str, object]:
+def config_of(model_path: str) -> dict[str, Any]:
     """Return the configuration in a local folder; empty where there is none to be read."""
     try:
         config = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
@@ -89,6 +89,16 @@ def known_clip() -> Samples:
     with resources.files(__package__).joinpath(_CLIP).open("rb") as file, wave.open(file) as source:
         samples = np.frombuffer(source.readframes(source.getnframes()), "<i2").astype(np.float32) / np.float32(32768)
     return samples[: len(samples) // GRID_SAMPLES * GRID_SAMPLES]
+
+
+def require_language(code: str | None, languages: frozenset[str]) -> None:
+    """Check a language that a session wants to force; None is always right.
+
+    Raises:
+        InvalidValue: the weights cannot be told to expect it.
+    """
+    if code is not None and code not in languages:
+        raise InvalidValue(f"the model cannot be set to the language '{code}'", param="language")
 
 
 def require_text(text: str) -> None:
