@@ -19,6 +19,7 @@ READERS: Final = {
     "qwen3_asr_model_path": ("vllm", "vllm_http", "transformers", "qwen_asr"),
     "qwen3_asr_other_models": ("vllm", "transformers", "qwen_asr"),
     "gpu_memory_utilization": ("vllm",),
+    "kv_cache_gb": ("vllm",),
     "max_new_tokens": ("vllm", "vllm_http", "transformers", "qwen_asr"),
     "model_dtype": ("vllm", "vllm_http", "transformers", "qwen_asr"),
     "vllm_urls": ("vllm_http",),
@@ -68,6 +69,9 @@ class Settings(BaseSettings):
     """Where `qwen3-asr-server download` fetches weights from."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of the GPU's memory that the engine may use. Read by the engine `vllm` only."""
+    kv_cache_gb: float = Field(0, ge=0)
+    """Memory for the KV cache, in GB of 2³⁰ bytes; 0 leaves it to GPU_MEMORY_UTILIZATION. Sessions are admitted as far
+    as what they need fits in 60 % of it. Read by the engine `vllm` only."""
     max_new_tokens: int = Field(32, ge=1, le=4096)
     """New tokens in one partial step. Finals may use more. Read by the engine `vllm`, `vllm_http`, `transformers`,
     `qwen_asr` only."""

@@ -133,7 +133,11 @@ class StreamOptions:
     """What an engine needs to know before it decodes a piece."""
 
     language: str | None = None
+    """Forced; None detects it."""
     context: str = ""
+    expected_language: str | None = None
+    """What the session was in lately: a hint for speech that is too short to tell. Wire code; of no effect where a
+    language is forced, or the engine does not know the expected one."""
 
 
 @dataclass(frozen=True, slots=True)

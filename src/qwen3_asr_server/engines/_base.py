@@ -27,6 +27,10 @@ class EngineOptions:
     """Longest step, besides half of the audio that is new to it; waiting inside the engine does not count."""
     queue_timeout_s: float = 60.0
     """Longest wait inside the engine."""
+    longest_interval_s: float = 2.0
+    """Longest interval between two partials of a speaking session that the server promises."""
+    kv_cache_bytes: int | None = None
+    """Memory for the KV cache of engines that have one; None takes a share of `gpu_memory_utilization`."""
     max_decoders: int = 4
     """Decoders of the embedded engine: incremental streams that can be open at once."""
     server_urls: Sequence[str] = ()

@@ -9,6 +9,7 @@ Written for vLLM 0.32. Imported only by `vllm.py`, when the engine starts; knows
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -48,6 +49,7 @@ except ImportError:
 _log = logging.getLogger(__name__)
 
 _VERIFY_FIELDS: Final = {"prompt_logprobs", "flat_logprobs", "skip_reading_prefix_cache", "stream_interval"}
+_LARGE_CARD_BYTES: Final = 40 << 30
 _NEVER: Final = 1 << 20
 _JOIN_S: Final = 5.0
 
@@ -68,6 +70,8 @@ class CoreOptions:
     """Requests that run at once: three times the partials in flight, and finals."""
     encoder_cache_tokens: int = 32_768
     """Audio embeddings kept. vLLM's own default holds 19 windows; a session has up to four open."""
+    kv_cache_bytes: int | None = None
+    """Size of the KV cache; None leaves it to `gpu_memory_utilization`."""
     extra: Mapping[str, Any] | None = None
     """More arguments for vLLM; tests use it."""
 
@@ -98,6 +102,10 @@ class VllmCore:
         try:
             config = _arguments(options).create_engine_config()
             config.scheduler_config.encoder_cache_size = options.encoder_cache_tokens
+            # Set here and not among the arguments: on the processor, vLLM's environment would override those.
+            config.cache_config.kv_cache_memory_bytes = (
+                options.kv_cache_bytes or config.cache_config.kv_cache_memory_bytes
+            )
             config.additional_config = ParentWatch()
             engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except Exception as problem:
@@ -121,6 +129,13 @@ class VllmCore:
     def can_verify(self) -> bool:
         """Whether drafts can be compared with the model's own choices."""
         return self.direct and self._fields >= _VERIFY_FIELDS
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the KV cache holds; None where vLLM does not say."""
+        cache = self._engine.vllm_config.cache_config
+        known = getattr(cache, "kv_cache_size_tokens", None)
+        return known or (cache.num_gpu_blocks or 0) * cache.block_size or None
 
     @property
     def tokenizer(self) -> Any:
@@ -166,9 +181,11 @@ class VllmCore:
         self.counters.verified += 1
         async with aclosing(self._outputs(request, request.after + draft, params)) as outputs:
             async for output in outputs:
-                verdict = verdict or self._compare(output, draft)
+                verdict = verdict or self._compare(output, draft, request.chances)
                 if verdict.agreed < len(draft):
                     self.counters.corrected += 1
+                    self.counters.prompt_tokens += len(output.prompt_token_ids)
+                    self.counters.cached_tokens += output.num_cached_tokens or 0
                     return verdict
                 if output.finished:
                     return replace(verdict, continuation=self._answer(output))
@@ -208,6 +225,8 @@ class VllmCore:
             self._dead = True
             raise EngineCrashed("The recogniser's process died.") from problem
         except (EngineGenerateError, ValueError) as problem:
+            if self.dead:
+                raise EngineCrashed("The recogniser's process died.") from problem
             _log.warning("vLLM refused a request: %s", type(problem.__cause__ or problem).__name__)
             raise EngineError("The recogniser could not decode this audio.") from problem
         finally:
@@ -237,6 +256,8 @@ class VllmCore:
         return source
 
     def _params(self, request: Request, **more: Any) -> SamplingParams:
+        if request.chances and "flat_logprobs" in self._fields:
+            more |= {"logprobs": 0, "flat_logprobs": True}
         if RepetitionDetectionParams is not None and "repetition_detection" in self._fields:
             more["repetition_detection"] = RepetitionDetectionParams(
                 max_pattern_size=LOOP_TOKENS, min_pattern_size=1, min_count=LOOP_COUNT
@@ -257,7 +278,9 @@ class VllmCore:
         ending = ENDINGS.get(completion.finish_reason)
         if ending is None:
             raise EngineError(f"The recogniser ended with {completion.finish_reason!r}.")
-        answer = Answer(ids, ending, len(output.prompt_token_ids), output.num_cached_tokens or 0)
+        found = completion.logprobs
+        chances = tuple(_chance(found.logprobs[begin]) for begin in found.start_indices[: len(ids)]) if found else ()
+        answer = Answer(ids, ending, len(output.prompt_token_ids), output.num_cached_tokens or 0, chances)
         counters = self.counters
         counters.prompt_tokens += answer.prompt_tokens
         counters.cached_tokens += answer.cached_tokens
@@ -265,18 +288,22 @@ class VllmCore:
         counters.cut += ending is Ending.LENGTH
         return answer
 
-    def _compare(self, output: Any, draft: TokenIds) -> Verdict:
+    def _compare(self, output: Any, draft: TokenIds, with_chances: bool) -> Verdict:
         rows = output.prompt_logprobs
         first = len(output.prompt_token_ids) - len(draft)
         if (output.num_cached_tokens or 0) > first:
             # What the prefix cache covers was not computed: its rows are memory that nobody has written.
             raise EngineError("The recogniser could not check this text.")
+        chances: list[float] = []
         for place, token in enumerate(draft):
             # A row holds the token that stands there and then the model's first choice.
-            choice = rows.token_ids[rows.end_indices[first + place] - 1]
+            last = rows.end_indices[first + place] - 1
+            choice = rows.token_ids[last]
+            if with_chances:
+                chances.append(_chance(rows.logprobs[last]))
             if choice != token:
-                return Verdict(place, None if choice in self._ends else choice, None)
-        return Verdict(len(draft), None, None)
+                return Verdict(place, None if choice in self._ends else choice, None, tuple(chances))
+        return Verdict(len(draft), None, None, tuple(chances))
 
 
 def _arguments(options: CoreOptions) -> AsyncEngineArgs:
@@ -286,7 +313,7 @@ def _arguments(options: CoreOptions) -> AsyncEngineArgs:
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_requests,
-        "max_num_batched_tokens": 4096,
+        "max_num_batched_tokens": _batched_tokens(),
         "limit_mm_per_prompt": {"audio": options.max_windows},
         "mm_processor_cache_gb": 1,
         "enable_prefix_caching": True,
@@ -296,8 +323,22 @@ def _arguments(options: CoreOptions) -> AsyncEngineArgs:
     }
     if current_platform.is_cpu():
         # The processor's kernels want blocks of 32, and with its default of 128 short prompts are never cached.
-        settings |= {"block_size": 32, "enforce_eager": True, "max_num_batched_tokens": 2048}
+        settings |= {"block_size": 32, "enforce_eager": True}
     return AsyncEngineArgs(**settings | dict(options.extra or {}))
+
+
+def _chance(log_probability: float) -> float:
+    return min(1.0, math.exp(log_probability))
+
+
+def _batched_tokens() -> int:
+    """Return how many tokens a step of vLLM may take: what is running delays a final by a step.
+
+    A full step should take 25 ms at most. That is an estimate by the size of the card; nothing was measured on one.
+    """
+    if current_platform.is_cpu():
+        return 2048
+    return 4096 if current_platform.get_device_total_memory() >= _LARGE_CARD_BYTES else 1024
 
 
 def _end_tokens(engine: AsyncLLM) -> frozenset[int]:

@@ -54,6 +54,8 @@ class Request:
     """Seconds since the epoch: among equally urgent requests the earliest goes first."""
     delivered: set[str] = field(default_factory=set)
     """Keys of windows that the engine core has for certain; whoever carries the request out adds to it."""
+    chances: bool = False
+    """Whether the probabilities of the new tokens are wanted."""
 
 
 class Ending(Enum):
@@ -81,6 +83,8 @@ class Answer:
     prompt_tokens: int
     cached_tokens: int
     """Tokens of the prompt that were not computed again."""
+    chances: tuple[float, ...] = ()
+    """Probability in [0, 1] of each id; empty where nobody asked, or the engine core does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class Verdict:
     """The model's choice in place of the first one that is not; None if it ends the text, or all agreed."""
     continuation: Answer | None
     """What follows the draft, when all of it agreed."""
+    chances: tuple[float, ...] = ()
+    """Probability of each id that agreed, and of the correction; empty where the engine core does not say."""
 
 
 @dataclass(slots=True)
@@ -114,9 +120,15 @@ class Counters:
     stalled: int = 0
     """Partial steps decoded afresh because new speech had brought no new text."""
     redecoded: int = 0
-    """Finals decoded once more without context."""
+    """Finals decoded once more, without draft and context."""
+    held_languages: int = 0
+    """Short answers written anew in the language of their session."""
     suspicions: Counter[Suspicion] = field(default_factory=Counter)
     """Answers that were not fit to be sent."""
+
+    def computed(self) -> int:
+        """Return how many tokens were computed, and so put into the KV cache."""
+        return self.prompt_tokens - self.cached_tokens + self.new_tokens
 
     def flat(self) -> dict[str, int]:
         """Return all of them by name."""

@@ -11,22 +11,26 @@ Knows the engine core as `Core`, not vLLM. Opened by `vllm.py`.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
-from qwen3_asr_server.audio.mel import HOP_SAMPLES, WINDOW_FRAMES, IncrementalMel, LogMel
+from qwen3_asr_server.audio.mel import HOP_SAMPLES, WINDOW_FRAMES, IncrementalMel, LogMel, audio_tokens
 from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind
 from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended
 from qwen3_asr_server.engines._vllm_request import Core, Ending, Request, TokenIds, Window
+from qwen3_asr_server.engines._vllm_room import KvRoom
 from qwen3_asr_server.errors import EngineError
 from qwen3_asr_server.text.guard import Suspicion, judge
+from qwen3_asr_server.text.languages import INERTIA
 from qwen3_asr_server.text.prompt import PromptIds, parse_output
 from qwen3_asr_server.text.rollback import Rollback, max_tokens
 
 CATCH_UP_S: Final = 4.0
 """New audio above which `max_new_tokens` would cut what was said in it."""
+SPARE_TOKENS: Final = 64
+"""Charged for the turns of the prompt and for text that is still to be written."""
 MAX_PARTS: Final = 4
 """Decodes that one final may take, each going on where the last one reached its bound."""
 
@@ -46,6 +50,8 @@ class Tools:
     """Gives a name that nobody can guess: a key names audio, and who knows one gets that audio."""
     verify: bool = True
     """Finals by comparing drafts; without it they are decoded from nothing."""
+    room: KvRoom = field(default_factory=KvRoom)
+    """Of the KV cache, shared by all streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class _Written:
 
     ids: TokenIds
     ending: Ending
+    chances: tuple[float, ...] = ()
+    """The model's probability of each id; empty where nobody asked for it."""
 
 
 class VllmStream:
@@ -63,10 +71,11 @@ class VllmStream:
         answer: ids of the last answer, which is the next final's draft.
     """
 
-    def __init__(self, tools: Tools, language: str | None, context: str) -> None:
+    def __init__(self, tools: Tools, language: str | None, context: str, expected: str | None = None) -> None:
         self._tools = tools
         self._language = language
         self._context = context
+        self._expected = expected if language is None and expected in tools.languages else None
         self._rollback = Rollback(tools.prompt.asr_text, tools.decode, forced=language is not None)
         self.answer: TokenIds = ()
         self._heard_s = 0.0
@@ -82,6 +91,8 @@ class VllmStream:
         same = len(audio) == len(self._audio) and self._extends(audio)
         if same and self._final is not None:
             return self._final
+        if not await self._tools.room.enter(self, self._needed_tokens(audio), kind):
+            return None
         self._take(audio)
         self._steps += 1
         asked_at = time.time()
@@ -92,6 +103,7 @@ class VllmStream:
 
     async def close(self) -> None:
         """Forget the audio. A step that still runs is cancelled by whoever waits for it."""
+        self._tools.room.leave(self)
         self._begin_audio()
 
     @property
@@ -112,51 +124,83 @@ class VllmStream:
             self._tools.max_new_tokens,
             catch_up=new_s > CATCH_UP_S,
         )
-        answer = await self._tools.core.generate(self._request(StepKind.PARTIAL, asked_at, prefix, bound))
-        written = _Written(prefix + answer.ids, answer.ending)
+        request = self._request(StepKind.PARTIAL, asked_at, prefix, bound)
+        answer = await self._tools.core.generate(request)
+        written = _Written(prefix + answer.ids, answer.ending, () if prefix else answer.chances)
         if self._suspect(written) is not None:
             # What is shown stays, and the next step writes from nothing.
             self._rollback.restart()
             self.answer = ()
             return self._shown
+        if not prefix:
+            written = await self._in_expected_language(written, StepKind.PARTIAL, asked_at)
         self._take_answer(written.ids)
-        self._shown = self._hypothesis(written.ids)
+        self._shown = self._hypothesis(written)
         return self._shown
 
     async def _complete(self, kind: StepKind, asked_at: float) -> Hypothesis:
         """Return what a greedy decode from nothing gives, if that is fit to be sent."""
-        written = await self._greedy(kind, asked_at, self.answer)
+        draft = self.answer
+        written = await self._greedy(kind, asked_at, draft)
         suspicion = self._suspect(written)
-        if suspicion is not None and self._context:
+        if suspicion is not None and (self._context or draft):
             self._tools.core.counters.redecoded += 1
             self._context = ""  # for the rest of this piece
             written = await self._greedy(kind, asked_at, ())
             suspicion = self._suspect(written)
+        if suspicion is None:
+            written = await self._in_expected_language(written, kind, asked_at)
         self._take_answer(written.ids)
-        return mended(replace(self._hypothesis(written.ids), final=True), suspicion)
+        return mended(replace(self._hypothesis(written), final=True), suspicion)
 
     async def _greedy(self, kind: StepKind, asked_at: float, draft: TokenIds) -> "_Written":
         """Decode from nothing, with as few serial steps as the draft allows."""
         core = self._tools.core
         bound = max_tokens(kind, self._seconds, 0, self._tools.max_new_tokens)
-        ids: TokenIds = ()
-        if draft and self._tools.verify and core.can_verify:
-            verdict = await core.verify(self._request(kind, asked_at, (), bound), draft)
-            ids = draft[: verdict.agreed]
-            if verdict.continuation is not None:
-                ids += verdict.continuation.ids
-                if verdict.continuation.ending is not Ending.LENGTH:
-                    return _Written(ids, verdict.continuation.ending)
-            elif verdict.correction is None:
-                return _Written(ids, Ending.STOP)
-            else:
-                ids += (verdict.correction,)
+        if not (draft and self._tools.verify and core.can_verify):
+            return await self._go_on(kind, asked_at, _Written((), Ending.LENGTH))
+        verdict = await core.verify(self._request(kind, asked_at, (), bound), draft)
+        ids, chances = draft[: verdict.agreed], verdict.chances[: verdict.agreed]
+        if verdict.continuation is not None:
+            more = verdict.continuation
+            written = _Written(ids + more.ids, more.ending, chances + more.chances)
+        elif verdict.correction is None:
+            written = _Written(ids, Ending.STOP, chances)
+        else:
+            written = _Written((*ids, verdict.correction), Ending.LENGTH, verdict.chances[: verdict.agreed + 1])
+        return await self._go_on(kind, asked_at, written)
+
+    async def _go_on(self, kind: StepKind, asked_at: float, written: "_Written") -> "_Written":
+        """Write on from where an answer was cut, up to its end."""
+        bound = max_tokens(kind, self._seconds, 0, self._tools.max_new_tokens)
         for _ in range(MAX_PARTS):
-            answer = await core.generate(self._request(kind, asked_at, ids, bound))
-            ids += answer.ids
-            if answer.ending is not Ending.LENGTH:
-                return _Written(ids, answer.ending)
-        raise EngineError("The recogniser found no end to this utterance.")
+            if written.ending is not Ending.LENGTH:
+                return written
+            answer = await self._tools.core.generate(self._request(kind, asked_at, written.ids, bound))
+            written = _Written(written.ids + answer.ids, answer.ending, written.chances + answer.chances)
+        if written.ending is Ending.LENGTH:
+            raise EngineError("The recogniser found no end to this utterance.")
+        return written
+
+    async def _in_expected_language(self, written: "_Written", kind: StepKind, asked_at: float) -> "_Written":
+        """Write a short answer anew, in the language of the session, if it is in another one without good reason."""
+        tools, expected = self._tools, self._expected
+        if expected is None:
+            return written
+        text = parse_output(tools.decode(written.ids), None)
+        if not text.text or not INERTIA.holds(
+            expected, text.language_code, self._audible / SAMPLE_RATE, self._language_chance(written)
+        ):
+            return written
+        tools.core.counters.held_languages += 1
+        header = tools.prompt.language_headers[expected]
+        again = await self._go_on(kind, asked_at, _Written(tuple(header), Ending.LENGTH))
+        return again if self._suspect(again) is None else written
+
+    def _language_chance(self, written: "_Written") -> float | None:
+        """Return how sure the model was of the language it named; None if nobody knows."""
+        end = written.ids.index(self._tools.prompt.asr_text) if self._tools.prompt.asr_text in written.ids else 0
+        return min(written.chances[:end], default=None) if len(written.chances) == len(written.ids) else None
 
     def _suspect(self, written: "_Written") -> Suspicion | None:
         """Judge an answer, and count what is found."""
@@ -169,6 +213,11 @@ class VllmStream:
         return found
 
     # Audio
+
+    def _needed_tokens(self, audio: Samples) -> int:
+        """Return what the KV cache holds of this piece: context, audio, text."""
+        audio_part = audio_tokens(self._tools.mel.frames(len(audio)))
+        return len(self._tools.context_ids(self._context)) + audio_part + len(self.answer) + SPARE_TOKENS
 
     @property
     def _seconds(self) -> float:
@@ -214,14 +263,21 @@ class VllmStream:
         header = tools.prompt.language_headers[self._language] if self._language else None
         before = tuple(tools.prompt.opening(context))
         after = tuple(tools.prompt.prompt_ids(context, (), header, prefix)[len(before) :])
-        return Request(before, self._windows(kind), after, bound, kind, asked_at, self._delivered)
+        chances = kind is not StepKind.PARTIAL or (self._expected is not None and not prefix)
+        return Request(before, self._windows(kind), after, bound, kind, asked_at, self._delivered, chances)
 
     def _take_answer(self, ids: TokenIds) -> None:
         self.answer = ids
         self._heard_s = self._seconds
         self._rollback.heard(ids, len(self._audio), self._audible)
 
-    def _hypothesis(self, ids: TokenIds) -> Hypothesis:
-        parsed = parse_output(self._tools.decode(ids), self._language)
+    def _hypothesis(self, written: "_Written") -> Hypothesis:
+        parsed = parse_output(self._tools.decode(written.ids), self._language)
         code = parsed.language_code
-        return Hypothesis(parsed.text, code if code in self._tools.languages else None)
+        chances = written.chances if len(written.chances) == len(written.ids) else ()
+        begin = written.ids.index(self._tools.prompt.asr_text) + 1 if self._tools.prompt.asr_text in written.ids else 0
+        return Hypothesis(
+            parsed.text,
+            code if code in self._tools.languages else None,
+            confidence=sum(chances[begin:]) / len(chances[begin:]) if parsed.text and chances[begin:] else None,
+        )

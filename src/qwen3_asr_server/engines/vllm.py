@@ -23,6 +23,7 @@ from qwen3_asr_server.engines._qwen3_checkpoint import (
     known_clip,
     require_text,
 )
+from qwen3_asr_server.engines._vllm_room import KvRoom
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
 from qwen3_asr_server.errors import EngineNotReady, InvalidValue
 from qwen3_asr_server.text.prompt import PromptIds
@@ -80,9 +81,16 @@ class VllmEngine:
             raise EngineNotReady("the engine is not running")
         return self._tools
 
-    def stats(self) -> dict[str, int]:
-        """Return what the engine core has done since it started; empty while it does not run."""
-        return self._core.counters.flat() if self._core else {}
+    @property
+    def dead(self) -> bool:
+        """Whether vLLM's processes have died though nobody stopped them; seen at once, also while nothing runs."""
+        return self._core is not None and self._core.dead
+
+    def stats(self) -> dict[str, int | float]:
+        """Return what it has done since it started, and how its KV cache is used; empty while it does not run."""
+        if self._core is None or self._tools is None:
+            return {}
+        return self._core.counters.flat() | self._tools.room.flat()
 
     async def start(self) -> None:
         """Load the weights, warm up, and check that a known clip becomes text."""
@@ -105,7 +113,9 @@ class VllmEngine:
 
     async def stop(self) -> None:
         """End vLLM's processes; open streams fail."""
-        core, self._core, self._tools = self._core, None, None
+        core, tools, self._core, self._tools = self._core, self._tools, None, None
+        if tools is not None:
+            tools.room.close(EngineNotReady("the engine was stopped"))
         if core is not None:
             await core.abort_all()
             await asyncio.to_thread(core.stop)
@@ -123,7 +133,7 @@ class VllmEngine:
         tools = self.tools
         if options.language is not None and options.language not in self._info.languages:
             raise InvalidValue(f"the model cannot be set to the language '{options.language}'", param="language")
-        return VllmStream(tools, options.language, options.context)
+        return VllmStream(tools, options.language, options.context, options.expected_language)
 
     async def _load(self) -> "VllmCore":
         loading = asyncio.ensure_future(asyncio.to_thread(_load_core, self._options, self._arguments))
@@ -152,6 +162,9 @@ class VllmEngine:
             max_new_tokens=self._options.max_new_tokens,
             new_nonce=lambda: secrets.token_hex(12),
             verify=self._verify,
+            room=KvRoom(
+                core.kv_tokens, self._options.longest_interval_s, self._options.queue_timeout_s, core.counters.computed
+            ),
         )
 
     async def _test_itself(self, core: "VllmCore") -> None:
@@ -193,7 +206,13 @@ def _load_core(options: EngineOptions, arguments: dict[str, object] | None) -> "
     from qwen3_asr_server.engines._vllm_adapter import CoreOptions, VllmCore
 
     return VllmCore.load(
-        CoreOptions(options.model_path, options.dtype, options.gpu_memory_utilization, extra=arguments)
+        CoreOptions(
+            options.model_path,
+            options.dtype,
+            options.gpu_memory_utilization,
+            kv_cache_bytes=options.kv_cache_bytes,
+            extra=arguments,
+        )
     )
 
 

@@ -345,6 +345,8 @@ def _engines(settings: Settings) -> dict[str, Engine]:
         max_new_tokens=settings.max_new_tokens,
         decode_timeout_s=settings.decode_timeout_s,
         queue_timeout_s=settings.queue_timeout_s,
+        longest_interval_s=settings.streaming_chunk_size_sec,
+        kv_cache_bytes=round(settings.kv_cache_gb * 2**30) or None,
         max_decoders=settings.pocketsphinx_decoders,
         server_urls=settings.vllm_urls,
         server_key=settings.vllm_api_key.get_secret_value(),

@@ -4,9 +4,11 @@ Two lists meet here. The DashScope wire knows 27 codes (`wire`); the open Qwen3-
 languages by English name (`weights`) and hear 22 Chinese dialects that cannot be forced (`dialect_of`
 says which language stands for them). What a running server offers is its engine's `EngineInfo.languages`,
 not this table: it knows no engine and no protocol. Protocols, engines and language menus look things up here.
+What keeps a session in its language is here too, as data: `established`, `INERTIA`.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -116,6 +118,42 @@ def find(text: str) -> Language | None:
     if _TAG.fullmatch(key):
         return index.get(key.partition("-")[0])
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Inertia:
+    """When a short answer is not believed that it is in another language than the session was."""
+
+    short_speech_s: float
+    """Speech above which the answer is always believed."""
+    clear_chance: float
+    """The model's own probability of the language it named, from which on the evidence is clear."""
+
+    def holds(self, expected: str, detected: str | None, speech_s: float, chance: float | None) -> bool:
+        """Tell whether an answer is to be written anew in the session's language.
+
+        Args:
+            expected: what the session is in.
+            detected: what the answer says; None if it names no language.
+            speech_s: speech in its audio.
+            chance: the model's probability of `detected`; None if nobody knows.
+        """
+        if detected in (None, expected) or speech_s >= self.short_speech_s:
+            return False
+        return chance is None or chance < self.clear_chance
+
+
+INERTIA: Final = Inertia(short_speech_s=1.0, clear_chance=0.9)
+"""Of 120 clips the language was right for 101 after 0.32 s, 111 after 0.48, 115 after 0.64 and 118 after 0.96."""
+
+ESTABLISHED_BY: Final = 2
+"""Texts in a row in one language. Speakers who mix languages establish none, and are left alone."""
+
+
+def established(languages: Sequence[str]) -> str | None:
+    """Return the language that a session is in, by those of its texts so far, oldest first; None if in none."""
+    last = set(languages[-ESTABLISHED_BY:])
+    return last.pop() if len(languages) >= ESTABLISHED_BY and len(last) == 1 else None
 
 
 _TAG: Final = re.compile(r"[a-z]{2,3}(-[a-z]{4})?(-([a-z]{2}|[0-9]{3}))?")
