@@ -50,19 +50,23 @@ class Transcript:
 class Session(asyncio.Protocol):
     """One connection. The WebSocket of a client that trusts its server: text frames, pings, nothing else."""
 
+    path = PATH
+    last_event = "session.finished"
+    """What the server says before a connection may end."""
+
     def __init__(self) -> None:
         self.transcript = Transcript()
         self.transport: asyncio.Transport
         self._buffer = b""
         self._upgraded = False
         loop = asyncio.get_running_loop()
-        self._seen = {name: loop.create_future() for name in ("session.created", "session.updated", "session.finished")}
+        self._seen = {name: loop.create_future() for name in ("session.created", "session.updated", self.last_event)}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         key = base64.b64encode(os.urandom(16)).decode()
         self.transport.write(
-            f"GET {PATH} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {self.path} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
 
@@ -80,12 +84,12 @@ class Session(asyncio.Protocol):
         while (frame := self._next_frame()) is not None:
             opcode, payload = frame
             if opcode == 1:
-                self._receive(json.loads(payload), now)
+                self.receive(json.loads(payload), now)
             elif opcode == 9:
                 self.transport.write(bytes([0x8A, 0x80 | len(payload)]) + bytes(4) + payload)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transcript.dropped = not self._seen["session.finished"].done()
+        self.transcript.dropped = not self._seen[self.last_event].done()
         for future in self._seen.values():
             if not future.done():
                 future.set_exception(ConnectionError("the server closed the connection"))
@@ -97,26 +101,42 @@ class Session(asyncio.Protocol):
             await self._seen["session.created"]
             turn_detection = {"type": "server_vad", "silence_duration_ms": silence_ms}
             update = {"type": "session.update", "session": {"turn_detection": turn_detection}}
-            self.transport.write(masked_frame(json.dumps(update)))
+            self.say(update)
             await self._seen["session.updated"]
 
     async def finish(self) -> Transcript:
         """End in order and return what happened."""
-        if not self.transport.is_closing():
-            self.transport.write(masked_frame('{"type": "session.finish"}'))
+        self.say({"type": "session.finish"})
         try:
             async with asyncio.timeout(FINISH_TIMEOUT_S):
-                await self._seen["session.finished"]
+                await self._seen[self.last_event]
         except (ConnectionError, TimeoutError):
             self.transcript.dropped = True
         self.transport.abort()
         return self.transcript
+
+    def say(self, event: dict) -> None:
+        """Send an event."""
+        if not self.transport.is_closing():
+            self.transport.write(masked_frame(json.dumps(event)))
 
     def append(self, frame: bytes) -> None:
         """Send one packet."""
         self.transcript.sent_at.append(time.perf_counter())
         if not self.transport.is_closing():
             self.transport.write(frame)
+
+    def receive(self, event: dict, now: float) -> None:
+        """Take an event in."""
+        kind = event["type"]
+        self.transcript.counts[kind] += 1
+        if kind == STARTED:
+            decided = event["audio_start_ms"] * 16 + MIN_SPEECH_SAMPLES - 1
+            sent = self.transcript.sent_at
+            packet = min(decided // PACKET_SAMPLES, len(sent) - 1)
+            self.transcript.speech_lags.append(now - sent[packet])
+        elif kind in self._seen and not self._seen[kind].done():
+            self._seen[kind].set_result(None)
 
     def _next_frame(self) -> tuple[int, bytes] | None:
         data = self._buffer
@@ -130,17 +150,6 @@ class Session(asyncio.Protocol):
             return None
         self._buffer = data[start + length :]
         return data[0] & 0x0F, data[start : start + length]
-
-    def _receive(self, event: dict, now: float) -> None:
-        kind = event["type"]
-        self.transcript.counts[kind] += 1
-        if kind == STARTED:
-            decided = event["audio_start_ms"] * 16 + MIN_SPEECH_SAMPLES - 1
-            sent = self.transcript.sent_at
-            packet = min(decided // PACKET_SAMPLES, len(sent) - 1)
-            self.transcript.speech_lags.append(now - sent[packet])
-        elif kind in self._seen and not self._seen[kind].done():
-            self._seen[kind].set_result(None)
 
 
 @dataclass(slots=True)

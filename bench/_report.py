@@ -47,6 +47,13 @@ def write_table(name: str, lines: list[str]) -> None:
     PAGE.write_text("\n".join([before + begin, *lines, end + after]), encoding="utf-8")
 
 
+def ran_on(row: dict[str, Any]) -> str:
+    """Return on one line where, when and with what a row was measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    machine = f"{row['cores']} × {row['cpu']}, Python {row['python']}, load before {row['load_before']}"
+    return f"{row['date'][:10]}, commit {row['commit']}, {machine}; {versions}."
+
+
 def read_rows(pattern: str) -> list[dict[str, Any]]:
     """Return the rows of the last run in the newest file of results that matches."""
     newest = max(RESULTS.glob(pattern))

@@ -1,0 +1,121 @@
+"""The three servers that `streaming.py` compares, each a process group of its own on loopback.
+
+All run the tiny checkpoint in fp32 with vLLM on the processor. Knows how to start, await and end them, and nothing of
+their protocols.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from _tiny_speech import CHECKPOINT
+
+START_S = 300
+STOP_S = 30
+_HERE = Path(__file__).resolve().parent
+_VLLM = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+@contextmanager
+def our_server() -> Iterator[int]:
+    """Run this server with the engine vllm; yields its port."""
+    settings = {"ENGINE": "vllm", "QWEN3_ASR_MODEL_PATH": str(CHECKPOINT), "MODEL_DTYPE": "float"}
+    with _ours([sys.executable, "-m", "qwen3_asr_server", "serve"], settings) as port:
+        yield port
+
+
+@contextmanager
+def locked_server() -> Iterator[int]:
+    """Run this server with an engine that decodes one step at a time (`_locked.py`)."""
+    with _ours([sys.executable, str(_HERE / "_locked.py")], {}) as port:
+        yield port
+
+
+@contextmanager
+def realtime_server() -> Iterator[int]:
+    """Run vLLM's own server with its realtime endpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        # vLLM's server wants a distribution of that name and takes from its version that this is the CPU build.
+        metadata = Path(folder) / "vllm-0.32.0+cpu.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n", encoding="utf-8")
+        port = _free_port()
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(CHECKPOINT)]
+        command += ["--hf-overrides", '{"architectures":["Qwen3ASRRealtimeGeneration"]}', "--served-model-name", "tiny"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", "5120", "--max-num-seqs", "128", "--block-size", "32"]
+        with _running(command, {"PYTHONPATH": folder}, port, "/health"):
+            yield port
+
+
+@contextmanager
+def _ours(command: list[str], settings: dict[str, str]) -> Iterator[int]:
+    port = _free_port()
+    environment = {
+        "PYTHONPATH": str(_HERE.parent / "src"),
+        "SERVER_HOST": "127.0.0.1",
+        "SERVER_PORT": str(port),
+        "MAX_SESSIONS": "4096",
+        "LOG_LEVEL": "warning",
+    }
+    with _running(command, environment | settings, port, "/health/ready"):
+        yield port
+
+
+@contextmanager
+def _running(command: list[str], settings: dict[str, str], port: int, path: str) -> Iterator[None]:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **_VLLM, **settings}, cwd=folder, start_new_session=True
+        )
+        try:
+            _await(process, f"http://127.0.0.1:{port}{path}")
+            yield
+        except BaseException:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-5000:], file=sys.stderr)
+            raise
+        finally:
+            _stop(process)
+
+
+def _await(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.2)
+    raise RuntimeError(f"the server was not ready within {START_S} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
