@@ -24,6 +24,8 @@ class Piece:
     overlaps: bool
     """Its beginning was also the end of the piece before: the texts share words."""
     stable: StablePrefix
+    expected_language: str | None = None
+    """What the session was in when the piece began."""
     end: int | None = None
     """None while open."""
     limit: int | None = None

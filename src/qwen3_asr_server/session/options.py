@@ -57,6 +57,8 @@ class SessionOptions:
     """New speech that makes another partial worth its cost."""
     stable_age_s: float = 1.5
     """Text is confirmed when two hypotheses agree on it and its audio is older than this."""
+    language_evidence_s: float = 1.5
+    """Shortest piece, with its lead-in, whose language counts for what a session's language is."""
     max_finals_in_flight: int = 4
     """Finals and candidates of one session that run at once; the rest wait in the session."""
     transcript_chars: int = 1_000_000

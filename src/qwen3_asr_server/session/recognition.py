@@ -19,7 +19,7 @@ It knows no VAD, no commands and no clock beyond the `now` it is given; `machine
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3_asr_server.domain import SAMPLE_RATE, Samples, SessionConfig, StepKind, StreamOptions, samples_of_ms
 from qwen3_asr_server.errors import AsrServerError
@@ -40,6 +40,7 @@ from qwen3_asr_server.messages import (
 from qwen3_asr_server.session.items import Item, Piece
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.text.join import join_texts
+from qwen3_asr_server.text.languages import ESTABLISHED_BY, established
 from qwen3_asr_server.text.stability import StablePrefix
 
 
@@ -80,6 +81,7 @@ class Recognition:
         self._last_committed: int | None = None
         self._transcripts: deque[str] = deque()
         self._transcript_chars = 0
+        self._languages: deque[str] = deque(maxlen=ESTABLISHED_BY)
         self.events: list[Event] = []
         self.jobs: list[Job] = []
         self.open: Item | None = None
@@ -121,7 +123,8 @@ class Recognition:
         """Open a piece of the open item."""
         assert self.open is not None, "a piece belongs to an item"
         stable = StablePrefix(samples_of_ms(self._options.stable_age_s * 1000))
-        piece = Piece(self._piece_count, start, overlaps, stable, last_step=now)
+        expected = established(tuple(self._languages))
+        piece = Piece(self._piece_count, start, overlaps, stable, expected_language=expected, last_step=now)
         self._piece_count += 1
         self.open.pieces.append(piece)
         if self.open.failure is None:
@@ -288,14 +291,25 @@ class Recognition:
     def _decode(self, item: Item, piece: Piece, kind: StepKind, upto: int) -> Decode:
         piece.running = kind
         audio = self._read(piece.start, upto, piece.limit)
-        return Decode(item.number, piece.number, kind, piece.start, upto, audio, item.options)
+        options = replace(item.options, expected_language=piece.expected_language)
+        return Decode(item.number, piece.number, kind, piece.start, upto, audio, options)
 
     def _settle_piece(self, piece: Piece) -> None:
         """Close a piece whose final is known."""
         final = piece.settles()
         if piece.running is None and final is not None:
             piece.final = final
+            self._note_language(piece)
             self._release(piece)
+
+    def _note_language(self, piece: Piece) -> None:
+        """Remember what language a piece was in, if it is long enough to tell."""
+        item = self._pieces[piece.number][0] if piece.number in self._pieces else None
+        if item is None or piece.final is None or piece.end is None or item.options.language is not None:
+            return
+        long_enough = piece.end - piece.start >= samples_of_ms(self._options.language_evidence_s * 1000)
+        if long_enough and piece.final.text and piece.final.language:
+            self._languages.append(piece.final.language)
 
     def _release(self, piece: Piece) -> None:
         if self._pieces.pop(piece.number, None) is not None:

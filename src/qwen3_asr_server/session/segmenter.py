@@ -133,6 +133,7 @@ class Segmenter:
     def retune(self, turn: TurnDetection) -> None:
         """Use other endpointing rules from the next frame on. Only while `idle`."""
         assert self.idle, "an utterance keeps the rules it began with"
+        self._taken = self.keep_from  # what the old rules had no need of is gone
         self._lead_in = samples_of_ms(turn.prefix_padding_ms)
         self._speech.rules = endpoint_rules(turn, self._options)
 
