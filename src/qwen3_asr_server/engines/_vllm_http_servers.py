@@ -1,0 +1,96 @@
+"""The servers behind the engine `vllm_http`: which of them work, and which one a new stream goes to.
+
+A stream stays where it began, because its windows are in that server's caches. Values and decisions only: `vllm_http`
+finds out how the servers are, `_vllm_http_core` takes seats and reports what failed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+FIRST_RETRY_S: Final = 0.5
+LONGEST_RETRY_S: Final = 10.0
+"""A server loads for a minute or so; it should not be idle much longer than that."""
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """One `vllm serve`."""
+
+    number: int
+    """Place in the setting, from 1: what it is called where its address would tell too much."""
+    url: str
+    up: bool = False
+    reason: str = "was not asked yet"
+    """Why it is not up."""
+    tells_cached: bool = False
+    """It says how much of a prompt came from its cache."""
+    streams: int = 0
+    """Open ones that are with it."""
+    taken: int = 0
+    """Streams that ever came to it."""
+    failures: int = 0
+    """In a row."""
+
+    def well(self) -> None:
+        """Take it into use."""
+        self.up, self.reason, self.failures = True, "", 0
+
+    def failed(self, reason: str) -> None:
+        """Note that it cannot be used, or still not."""
+        self.up, self.reason = False, reason
+        self.failures += 1
+
+    def lost(self, reason: str) -> bool:
+        """Take it out of use; False if somebody else has done so already."""
+        was_up = self.up
+        if was_up:
+            self.failed(reason)
+        return was_up
+
+    @property
+    def retry_s(self) -> float:
+        """Seconds until it is worth asking again."""
+        doublings = min(self.failures - 1, 16)
+        return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**doublings) if self.failures else 0.0
+
+    def take(self) -> None:
+        """Count a stream that comes."""
+        self.streams += 1
+        self.taken += 1
+
+    def leave(self) -> None:
+        """Count a stream that goes."""
+        self.streams -= 1
+
+
+class Fleet:
+    """All servers.
+
+    Args:
+        urls: where they are, in the order of the setting.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.servers = tuple(Server(number, url) for number, url in enumerate(urls, 1))
+
+    def choose(self) -> Server | None:
+        """Return the one with the fewest streams, among equals the one that was chosen least; None if none is up."""
+        able = [server for server in self.servers if server.up]
+        return min(able, key=lambda server: (server.streams, server.taken), default=None)
+
+    @property
+    def up(self) -> int:
+        """How many work."""
+        return sum(server.up for server in self.servers)
+
+    def why_none(self) -> str:
+        """Return in one line why none of them works, without their addresses."""
+        if not self.servers:
+            return "VLLM_URLS names no server"
+        return "; ".join(f"server {server.number} {server.reason}" for server in self.servers)
+
+    def flat(self) -> dict[str, int]:
+        """Return how they are, by name."""
+        each = {f"server_{server.number}_up": int(server.up) for server in self.servers}
+        return {"servers": len(self.servers), "servers_up": self.up} | each
