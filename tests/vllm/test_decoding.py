@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -11,31 +10,18 @@ import numpy as np
 import pytest
 
 from qwen3_asr_server.domain import GRID_SAMPLES, Hypothesis, Samples, StepKind, StreamOptions
-from qwen3_asr_server.engines._vllm_request import Ending, Request, TokenIds, Window
 from qwen3_asr_server.engines._vllm_stream import VllmStream
 from qwen3_asr_server.engines.vllm import VllmEngine
 from qwen3_asr_server.text.prompt import parse_output
 from support.tiny_speech import TinyClip, joined, long_audio, on_grid, spoken, tiny_clips
+from support.whole_clip import reference_ids, stream_through
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-STEP = 6 * GRID_SAMPLES
-"""0.48 s of audio between two partials."""
 LONG = [on_grid(next(long_audio(seconds))) for seconds in (9, 15, 22, 27.5)]
 """Joined clips over two to four windows."""
 PLAIN = StreamOptions()
 Record = Callable[[str, object], None]
-
-
-async def stream_through(
-    stream: VllmStream, audio: Samples, step: int = STEP, kind: StepKind = StepKind.CANDIDATE
-) -> list[Hypothesis]:
-    """Decode a piece as a session does; the last answer is the candidate's or final's."""
-    heard = [await stream.step(audio[:end], StepKind.PARTIAL) for end in range(step, len(audio), step)]
-    heard.append(await stream.step(audio, kind))
-    await stream.close()
-    assert None not in heard
-    return [hypothesis for hypothesis in heard if hypothesis is not None]
 
 
 async def streamed(engine: VllmEngine, audio: Samples, options: StreamOptions = PLAIN) -> Hypothesis:
@@ -48,21 +34,6 @@ async def at_once(engine: VllmEngine, audio: Samples, options: StreamOptions = P
     await stream.close()
     assert heard is not None
     return heard
-
-
-async def reference_ids(engine: VllmEngine, audio: Samples) -> TokenIds:
-    """Give vLLM the whole clip as one item through its own front end, as its offline users do."""
-    core, tools = engine.core, engine.tools
-    before = tuple(tools.prompt.opening(()))
-    after = tuple(tools.prompt.prompt_ids((), (), None, ())[len(before) :])
-    whole = Window(f"reference {time.monotonic_ns()}", np.empty((128, 0), np.float32), audio, 0)
-    direct, core.direct = core.direct, False
-    try:
-        answer = await core.generate(Request(before, [whole], after, 400, StepKind.FINAL, time.time()))
-    finally:
-        core.direct = direct
-    assert answer.ending is Ending.STOP
-    return answer.ids
 
 
 def error_rate(pairs: Iterable[tuple[TinyClip, str]]) -> float:
@@ -88,22 +59,6 @@ async def test_the_error_is_that_of_whole_clips(engine: VllmEngine, record_prope
     assert ours < 0.1
     languages = [final.language == clip.language for clip, final in zip(clips, finals, strict=True)]
     assert sum(languages) >= 0.95 * len(clips)
-
-
-async def test_final_ids_are_those_of_the_whole_clip(engine: VllmEngine, record_property: Record) -> None:
-    """At fp32, greedy: for short clips, and for joined ones over up to four windows."""
-    audios = [*(clip.samples for clip in tiny_clips()), *LONG]
-    different = []
-    for number, audio in enumerate(audios):
-        stream = engine.open_stream(PLAIN)
-        await stream_through(stream, audio)
-        wanted = await reference_ids(engine, audio)
-        if stream.answer != wanted:
-            different.append(
-                (number, len(audio) / 16000, engine.tools.decode(wanted), engine.tools.decode(stream.answer))
-            )
-    record_property("figure", f"{len(audios)} clips, different: {different}")
-    assert not different
 
 
 @pytest.mark.parametrize("step", [2, 6, 13])
