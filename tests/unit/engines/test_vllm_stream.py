@@ -13,6 +13,7 @@ import pytest
 from qwen3_asr_server.audio.mel import LogMel
 from qwen3_asr_server.domain import GRID_SAMPLES, Hypothesis, Samples, StepKind
 from qwen3_asr_server.engines._vllm_request import Answer, Counters, Ending, Request, TokenIds, Verdict
+from qwen3_asr_server.engines._vllm_room import KvRoom
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
 from qwen3_asr_server.errors import EngineError
 from qwen3_asr_server.text.guard import Suspicion
@@ -22,7 +23,8 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|
 FIRST = 0x110000
 """Ids of the special tokens follow those of the characters."""
 CONTEXT = "light, door, window, music, red, green, blue, left"
-Script = Sequence[tuple[str, Ending] | str]
+Script = Sequence[tuple[str, Ending] | tuple[str, Ending, float] | str]
+"""Text, why it ended, and the probability of each of its tokens."""
 
 
 def encode(text: str) -> list[int]:
@@ -51,8 +53,9 @@ class ScriptedCore:
     async def generate(self, request: Request) -> Answer:
         self.requests.append(request)
         planned = next(self._script)
-        text, ending = (planned, Ending.STOP) if isinstance(planned, str) else planned
-        return Answer(tuple(encode(text)), ending, 0, 0)
+        text, ending, *chance = (planned, Ending.STOP) if isinstance(planned, str) else planned
+        ids = tuple(encode(text))
+        return Answer(ids, ending, 0, 0, tuple(chance) * len(ids) if request.chances else ())
 
     async def verify(self, request: Request, draft: TokenIds) -> Verdict:
         self.requests.append(request)
@@ -60,7 +63,13 @@ class ScriptedCore:
         return next(self._verdicts)
 
 
-def stream(core: ScriptedCore, language: str | None = None, context: str = "") -> VllmStream:
+def stream(
+    core: ScriptedCore,
+    language: str | None = None,
+    context: str = "",
+    expected: str | None = None,
+    room: KvRoom | None = None,
+) -> VllmStream:
     names = map(str, itertools.count())
     tools = Tools(
         core=core,
@@ -71,8 +80,9 @@ def stream(core: ScriptedCore, language: str | None = None, context: str = "") -
         languages=frozenset({"en", "zh"}),
         max_new_tokens=32,
         new_nonce=lambda: next(names),
+        room=room or KvRoom(),
     )
-    return VllmStream(tools, language, context)
+    return VllmStream(tools, language, context, expected)
 
 
 def noise(units: int, loudness: float = 0.1, seed: int = 0) -> Samples:
@@ -201,3 +211,65 @@ async def test_a_forced_language_is_in_the_prompt_and_in_the_answer() -> None:
 async def test_an_unknown_language_is_none() -> None:
     assert (await final(ScriptedCore(["language Greek<asr_text>ne"]), noise(30))).language is None
     assert (await final(ScriptedCore(["language None<asr_text>"]), noise(30))) == Hypothesis("", None, final=True)
+
+
+async def test_a_bad_final_from_a_draft_is_decoded_once_more_from_nothing() -> None:
+    loop = "language English<asr_text>" + "no " * 40
+    core = ScriptedCore(
+        ["language English<asr_text>no no", loop, "language English<asr_text>no"], [Verdict(1, 97, None)]
+    )
+    piece = stream(core)
+    await piece.step(noise(20), StepKind.PARTIAL)
+    heard = await piece.step(noise(60), StepKind.FINAL)
+    assert heard == Hypothesis("no", "en", final=True)
+    assert core.counters.redecoded == 1
+    assert len(core.drafts) == 1
+
+
+@pytest.mark.parametrize(
+    ("units", "chance", "language"),
+    [(8, 0.6, "en"), (8, 0.95, "zh"), (20, 0.6, "zh")],
+    ids=["short and unsure", "clear evidence", "long enough"],
+)
+@pytest.mark.parametrize("kind", list(StepKind))
+async def test_a_short_answer_stays_in_the_language_of_the_session(
+    units: int, chance: float, language: str, kind: StepKind
+) -> None:
+    core = ScriptedCore([("language Chinese<asr_text>零", Ending.STOP, chance), ("no", Ending.STOP, 0.5)])
+    heard = await stream(core, expected="en").step(noise(units), kind)
+    assert heard is not None
+    assert (heard.language, heard.text) == (language, "no" if language == "en" else "零")
+    assert core.counters.held_languages == (language == "en")
+
+
+async def test_a_forced_language_outweighs_the_expected_one() -> None:
+    core = ScriptedCore([("零", Ending.STOP, 0.1)])
+    heard = await stream(core, language="zh", expected="en").step(noise(8), StepKind.FINAL)
+    assert heard is not None
+    assert (heard.language, heard.text) == ("zh", "零")
+
+
+async def test_short_silence_stays_silent_in_an_established_session() -> None:
+    core = ScriptedCore([("language None<asr_text>", Ending.STOP, 0.1)])
+    heard = await stream(core, expected="en").step(noise(8), StepKind.FINAL)
+    assert heard == Hypothesis("", None, final=True)
+
+
+async def test_confidence_is_the_mean_of_the_texts_tokens() -> None:
+    core = ScriptedCore([("language English<asr_text>yes", Ending.LENGTH, 0.5), (" sir", Ending.STOP, 1.0)])
+    heard = await final(core, noise(30))
+    assert heard.confidence == pytest.approx((3 * 0.5 + 4 * 1.0) / 7)
+
+
+async def test_where_there_is_no_room_partials_are_left_out_until_somebody_leaves() -> None:
+    room = KvRoom(500)
+    core = ScriptedCore(["language English<asr_text>yes"] * 4)
+    first, second = (stream(core, room=room) for _ in range(2))
+    assert await first.step(noise(200), StepKind.PARTIAL)
+    assert await second.step(noise(100), StepKind.PARTIAL) is None
+    assert await second.step(noise(100), StepKind.CANDIDATE) is None
+    await first.close()
+    assert await second.step(noise(100), StepKind.PARTIAL)
+    assert room.charged > 100
+    await second.close()
+    assert room.charged == 0

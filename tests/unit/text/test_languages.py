@@ -1,6 +1,15 @@
+from collections.abc import Sequence
+
 import pytest
 
-from qwen3_asr_server.text.languages import DIALECTS, WEIGHTS_ONLY_LANGUAGES, WIRE_LANGUAGES, find
+from qwen3_asr_server.text.languages import (
+    DIALECTS,
+    WEIGHTS_ONLY_LANGUAGES,
+    WIRE_LANGUAGES,
+    Inertia,
+    established,
+    find,
+)
 
 ALL = (*WIRE_LANGUAGES, *WEIGHTS_ONLY_LANGUAGES, *DIALECTS)
 
@@ -77,3 +86,36 @@ def test_regions_and_scripts_do_not_matter(text: str, code: str) -> None:
 )
 def test_what_is_no_language_is_not_found(text: str) -> None:
     assert find(text) is None
+
+
+@pytest.mark.parametrize(
+    ("languages", "expected"),
+    [
+        ((), None),
+        (("en",), None),
+        (("en", "en"), "en"),
+        (("zh", "zh", "en"), None),
+        (("zh", "en", "en"), "en"),
+        (("en", "zh", "en", "zh"), None),
+    ],
+)
+def test_two_texts_in_a_row_establish_a_language(languages: Sequence[str], expected: str | None) -> None:
+    assert established(languages) == expected
+
+
+@pytest.mark.parametrize(
+    ("detected", "speech_s", "chance", "held"),
+    [
+        ("zh", 0.4, 0.5, True),
+        ("zh", 0.4, None, True),
+        ("zh", 0.4, 0.9, False),
+        ("zh", 1.0, 0.1, False),
+        ("en", 0.4, 0.1, False),
+        (None, 0.4, 0.1, False),
+    ],
+    ids=["short and unsure", "short, nobody knows how sure", "sure", "long enough", "the expected one", "silence"],
+)
+def test_a_short_answer_needs_clear_evidence(
+    detected: str | None, speech_s: float, chance: float | None, held: bool
+) -> None:
+    assert Inertia(short_speech_s=1.0, clear_chance=0.9).holds("en", detected, speech_s, chance) is held
