@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `make test-vllm`: the engine vllm in real vLLM, on the processor, with the tiny checkpoint of tests/data. Makes its
-# environment first; needs no network after that, no GPU and no weights from elsewhere.
+# `make test-vllm`: the engines with Qwen3-ASR weights, vllm in real vLLM, on the processor, with the tiny checkpoint of
+# tests/data. Makes two environments first (qwen-asr does not fit beside vLLM); needs no network after that, no GPU and
+# no weights from elsewhere.
 #
 #     scripts/test_vllm.sh [PYTEST ARGUMENT…]
 set -euo pipefail
@@ -10,10 +11,18 @@ source scripts/steps.sh
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1
 
 make_environment() { python="$(scripts/vllm_env.sh)"; }
-run_contract() { QWEN3_ASR_TEST_ENGINE=vllm "$python" -m pytest -W default tests/contract/test_engines.py "$@"; }
+make_reference() {
+    QWEN_ASR_PYTHON="$(scripts/qwen_asr_env.sh)"
+    export QWEN_ASR_PYTHON
+}
+# ENGINE PYTHON [PYTEST ARGUMENT…]
+run_contract() { QWEN3_ASR_TEST_ENGINE="$1" "$2" -m pytest -W default tests/contract/test_engines.py "${@:3}"; }
 run_own() { "$python" -m pytest tests/vllm "$@"; }
 
 step "environment" make_environment
-step "contract" run_contract "$@"
+step "environment of qwen-asr" make_reference
+step "contract of vllm" run_contract vllm "$python" "$@"
+step "contract of transformers" run_contract transformers "$python" "$@"
+step "contract of qwen_asr" run_contract qwen_asr "$QWEN_ASR_PYTHON" "$@"
 step "tests/vllm" run_own "$@"
 total "test-vllm"
