@@ -12,8 +12,8 @@ export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1
 
 make_environment() { python="$(scripts/vllm_env.sh)"; }
 make_reference() {
-    QWEN_ASR_PYTHON="$(scripts/qwen_asr_env.sh)"
-    export QWEN_ASR_PYTHON
+    QWEN_ASR_PYTHON="$(scripts/qwen_asr_env.sh)" &&
+        export QWEN_ASR_PYTHON
 }
 # ENGINE PYTHON [PYTEST ARGUMENT…]
 run_contract() { QWEN3_ASR_TEST_ENGINE="$1" "$2" -m pytest -W default tests/contract/test_engines.py "${@:3}"; }
