@@ -23,7 +23,7 @@ _fields: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default=_NO
 _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 _REFUSED_UPGRADE: Final = "ASGI callable returned without completing handshake."
 """What uvicorn logs as an error whenever a WebSocket is refused by an HTTP answer, as the way is here."""
-_THIRD_PARTIES: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "websockets", "asyncio")
+_THIRD_PARTIES: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "websockets", "asyncio", "httpx")
 
 
 @contextmanager

@@ -104,13 +104,18 @@ class Client:
             self._asking.discard(asking)
             if asking.cancel():
                 await asyncio.wait({asking})
-        return _content(answer)
+        return content_of(answer)
 
     async def _post(self, url: str, body: bytes) -> httpx.Response:
         return await self._http.post(url + GENERATE, content=body, headers={"Content-Type": "application/json"})
 
 
-def _content(answer: httpx.Response) -> bytes:
+def content_of(answer: httpx.Response) -> bytes:
+    """Return the body of an answer to a decode.
+
+    Raises:
+        Unfit, Refused, Failed: as their names say.
+    """
     status = answer.status_code
     if status == httpx.codes.OK:
         return answer.content

@@ -74,7 +74,9 @@ class RemoteCore:
 
     async def generate(self, request: Request) -> Answer:
         """Decode, see `Core.generate`."""
-        return self._answer(await self._ask(request, request.after, request.max_tokens))
+        answer = self._answer(await self._ask(request, request.after, request.max_tokens))
+        self.counters.cut += answer.ending is Ending.LENGTH
+        return answer
 
     async def verify(self, request: Request, draft: TokenIds) -> Verdict:
         """Compare a draft with the model's own choices, see `Core.verify`."""
@@ -85,12 +87,17 @@ class RemoteCore:
             reply = await self._ask(request, request.after + draft, bound, Check(recompute))
             if (reply.cached_tokens or 0) <= first:
                 break
+        answer = self._answer(reply)
         # The first place of a prompt has no row.
-        for place, (token, choice) in enumerate(zip(draft, reply.choices[first - 1 :], strict=True)):
+        found = reply.first_choices[first - 1 :]
+        if len(found) != len(draft):
+            raise EngineError("The recogniser could not check this text.")
+        chances = tuple(chance for _, chance in found) if request.chances else ()
+        for place, (token, (choice, _)) in enumerate(zip(draft, found, strict=True)):
             if choice != token:
                 self.counters.corrected += 1
-                return Verdict(place, None if choice in self._shared.ends else choice, None)
-        return Verdict(len(draft), None, self._answer(reply))
+                return Verdict(place, None if choice in self._shared.ends else choice, None, chances[: place + 1])
+        return Verdict(len(draft), None, answer, chances)
 
     def leave(self) -> None:
         """Give the seat back."""
@@ -183,10 +190,9 @@ class RemoteCore:
         ending = ENDINGS.get(reply.finish_reason or "")
         if ending is None:
             raise EngineError(f"The recogniser ended with {reply.finish_reason!r}.")
-        answer = Answer(ids, ending, reply.prompt_tokens, reply.cached_tokens or 0)
+        answer = Answer(ids, ending, reply.prompt_tokens, reply.cached_tokens or 0, tuple(reply.chances[: len(ids)]))
         counters = self.counters
         counters.prompt_tokens += answer.prompt_tokens
         counters.cached_tokens += answer.cached_tokens
         counters.new_tokens += len(reply.token_ids)
-        counters.cut += ending is Ending.LENGTH
         return answer

@@ -92,5 +92,9 @@ class Fleet:
 
     def flat(self) -> dict[str, int]:
         """Return how they are, by name."""
-        each = {f"server_{server.number}_up": int(server.up) for server in self.servers}
+        each = {
+            f"server_{server.number}_{name}": value
+            for server in self.servers
+            for name, value in (("up", int(server.up)), ("streams", server.streams))
+        }
         return {"servers": len(self.servers), "servers_up": self.up} | each

@@ -5,6 +5,7 @@ is what vLLM's own processes send one another: MessagePack, in which an array is
 Written for vLLM 0.32. Values in, bytes out: knows no servers and no sockets. Called by `_vllm_http_core`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,7 +25,6 @@ NUMBERS: Final[Mapping[str, MelNumbers]] = MappingProxyType({"float": "float32",
 
 _RAW: Final = 3
 """MessagePack extension of vLLM: bytes that follow are the numbers themselves."""
-_NOTHING: Final = -1
 _ON_CPU: Final = ["batched", {"keep_on_cpu": True}]
 
 
@@ -37,18 +37,28 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+class _Chance(msgspec.Struct):
+    logprob: float
+
+
+class _Chances(msgspec.Struct):
+    content: list[_Chance] | None = None
+
+
 class _Choice(msgspec.Struct):
     token_ids: list[int]
     finish_reason: str | None = None
+    logprobs: _Chances | None = None
 
 
 class _Body(msgspec.Struct):
     choices: list[_Choice]
     usage: _Usage
-    prompt_logprobs: list[dict[int, msgspec.Raw] | None] | None = None
+    prompt_logprobs: list[dict[int, _Chance] | None] | None = None
 
 
 _BODY: Final = msgspec.json.Decoder(_Body)
+_NOTHING: Final = (-1, _Chance(0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,11 @@ class Reply:
     prompt_tokens: int
     cached_tokens: int | None
     """None if the server does not say."""
-    choices: Sequence[int]
-    """The model's first choice for each place of the prompt but the first; empty without `Check`."""
+    chances: Sequence[float]
+    """Probability in [0, 1] of each new token; empty where nobody asked."""
+    first_choices: Sequence[tuple[int, float]]
+    """What the model would have written at each place of the prompt but the first, and its probability; empty without
+    `Check`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +116,7 @@ class Wire:
                     "mm_placeholders": {"audio": places},
                     "kwargs_data": {"audio": data},
                 },
-                "sampling_params": _sampling(max_tokens, check),
+                "sampling_params": _sampling(max_tokens, request.chances, check),
                 "priority": PRIORITIES[request.kind],
             }
         )
@@ -140,13 +153,15 @@ def read_reply(body: bytes) -> Reply:
     (choice,) = found.choices
     details = found.usage.prompt_tokens_details
     # A row holds the token that stands there and then, if it is another one, the model's first choice.
-    rows = [next(reversed(row)) if row else _NOTHING for row in (found.prompt_logprobs or ())[1:]]
+    rows = [next(reversed(row.items())) if row else _NOTHING for row in (found.prompt_logprobs or ())[1:]]
+    chances = (choice.logprobs and choice.logprobs.content) or ()
     return Reply(
         tuple(choice.token_ids),
         choice.finish_reason,
         found.usage.prompt_tokens,
         details.cached_tokens if details else None,
-        rows,
+        [_probability(chance) for chance in chances],
+        [(token, _probability(chance)) for token, chance in rows],
     )
 
 
@@ -170,13 +185,19 @@ def mel_bytes(mel: npt.NDArray[np.float32], numbers: MelNumbers) -> bytes:
             return rounded.tobytes()
 
 
-def _sampling(max_tokens: int, check: Check | None) -> dict[str, object]:
+def _probability(chance: _Chance) -> float:
+    return min(1.0, math.exp(chance.logprob))
+
+
+def _sampling(max_tokens: int, chances: bool, check: Check | None) -> dict[str, object]:
     params: dict[str, object] = {
         "temperature": 0.0,
         "max_tokens": max_tokens,
         "detokenize": False,
         "repetition_detection": {"max_pattern_size": LOOP_TOKENS, "min_pattern_size": 1, "min_count": LOOP_COUNT},
     }
+    if chances:
+        params["logprobs"] = 0
     if check is not None:
         params |= {"prompt_logprobs": 1, "skip_reading_prefix_cache": check.recompute}
     return params

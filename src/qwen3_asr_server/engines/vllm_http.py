@@ -21,11 +21,12 @@ from qwen3_asr_server.engines._qwen3_checkpoint import (
     context_encoder,
     describe,
     known_clip,
+    require_language,
     require_text,
 )
 from qwen3_asr_server.engines._vllm_http_servers import Fleet, Server
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
-from qwen3_asr_server.errors import EngineError, EngineNotReady, InvalidValue
+from qwen3_asr_server.errors import EngineError, EngineNotReady
 from qwen3_asr_server.text.prompt import PromptIds
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ _LIBRARIES: Final = ("httpx", "msgspec", "tokenizers")
 class RemoteStream(VllmStream):
     """The decoding of one piece, see `EngineStream`."""
 
-    def __init__(self, core: "RemoteCore", tools: Tools, language: str | None, context: str) -> None:
-        super().__init__(replace(tools, core=core), language, context)
+    def __init__(self, core: "RemoteCore", tools: Tools, options: StreamOptions) -> None:
+        super().__init__(replace(tools, core=core), options.language, options.context, options.expected_language)
         self._core = core
 
     async def close(self) -> None:
@@ -134,8 +135,7 @@ class VllmHttpEngine:
         """
         if self._shared is None:
             raise EngineNotReady("the engine is not running")
-        if options.language is not None and options.language not in self._info.languages:
-            raise InvalidValue(f"the model cannot be set to the language '{options.language}'", param="language")
+        require_language(options.language, self._info.languages)
         return self._stream(options)
 
     def _open(self, vocabulary: "Vocabulary") -> None:
@@ -171,7 +171,7 @@ class VllmHttpEngine:
 
         assert self._shared is not None
         assert self._tools is not None
-        return RemoteStream(RemoteCore(self._shared, only), self._tools, options.language, options.context)
+        return RemoteStream(RemoteCore(self._shared, only), self._tools, options)
 
     # Servers
 
