@@ -120,7 +120,7 @@ class WholeEngine:
         if self._tools is None:
             raise EngineNotReady("the engine is not running")
         require_language(options.language, self._info.languages)
-        return WholeStream(self._tools, options.language, options.context)
+        return WholeStream(self._tools, options.language, options.context, options.expected_language)
 
 
 def require_packages(*names: str, extra: str) -> None:

@@ -51,6 +51,8 @@ class Written:
     """New tokens, without the one that ends the text."""
     complete: bool
     """The model ended the text; otherwise it was not allowed more tokens."""
+    chances: tuple[float, ...] = ()
+    """The model's probability of each id; empty where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

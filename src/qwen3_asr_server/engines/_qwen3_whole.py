@@ -7,7 +7,7 @@ a queue of decodes, no model. Opened by `transformers.py` and `qwen_asr.py`.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,8 @@ from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended
 from qwen3_asr_server.engines._qwen3_queue import Decode, Written
 from qwen3_asr_server.errors import EngineError
 from qwen3_asr_server.text.guard import Suspicion, find_loop, judge
-from qwen3_asr_server.text.prompt import parse_output
+from qwen3_asr_server.text.languages import INERTIA
+from qwen3_asr_server.text.prompt import ASR_TEXT, parse_output
 from qwen3_asr_server.text.rollback import max_tokens
 
 CATCH_UP_S: Final = 4.0
@@ -36,18 +37,15 @@ class WholeCounters:
     """Decodes that reached their bound."""
     redecoded: int = 0
     """Finals decoded once more without context."""
+    held_languages: int = 0
+    """Short answers decoded once more in the language of their session."""
     suspicions: Counter[Suspicion] = field(default_factory=Counter)
     """Answers that were not fit to be sent."""
 
     def flat(self) -> dict[str, int]:
         """Return all of them by name."""
-        counted = {f"suspicion_{found.value}": self.suspicions[found] for found in Suspicion}
-        return {
-            "steps": self.steps,
-            "new_tokens": self.new_tokens,
-            "cut": self.cut,
-            "redecoded": self.redecoded,
-        } | counted
+        numbers = {name: value for name, value in asdict(self).items() if name != "suspicions"}
+        return numbers | {f"suspicion_{found.value}": self.suspicions[found] for found in Suspicion}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,19 @@ class WholeTools:
     counters: WholeCounters
 
 
+class _NoRoom(Exception):
+    """There is no room for a step that may do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A whole answer, and the language it was told to be in."""
+
+    language: str | None
+    ids: tuple[int, ...] = ()
+    chances: tuple[float, ...] = ()
+
+
 class WholeStream:
     """The decoding of one piece, see `EngineStream`.
 
@@ -70,11 +81,13 @@ class WholeStream:
         answer: ids of the last answer.
     """
 
-    def __init__(self, tools: WholeTools, language: str | None, context: str) -> None:
+    def __init__(self, tools: WholeTools, language: str | None, context: str, expected: str | None = None) -> None:
         self._tools = tools
         self._language = language
         self._context = context
+        self._expected = expected if language is None and expected in tools.languages else None
         self._audio: Samples = np.empty(0, np.float32)
+        self._audible_s = 0.0
         self._shown = Hypothesis("")
         self._final: Hypothesis | None = None
         self.answer: tuple[int, ...] = ()
@@ -86,64 +99,87 @@ class WholeStream:
         if self._final is not None and np.array_equal(audio, self._audio):
             return self._final
         self._audio, self._final = audio, None
+        self._audible_s = audible_samples(audio) / SAMPLE_RATE
         self._tools.counters.steps += 1
-        if kind is StepKind.PARTIAL:
-            return await self._partial()
-        self._final = await self._complete(kind)
+        try:
+            if kind is StepKind.PARTIAL:
+                return await self._partial()
+            self._final = await self._complete(kind)
+        except _NoRoom:
+            return None
         return self._final
 
     async def close(self) -> None:
         """Forget the audio. A step that still runs is cancelled by whoever waits for it."""
         self._audio, self._final = np.empty(0, np.float32), None
 
-    async def _partial(self) -> Hypothesis | None:
-        ids = await self._greedy(StepKind.PARTIAL, parts=1)
-        if ids is None:
-            return None
-        if self._suspect(ids) is None:
-            self.answer, self._shown = ids, self._hypothesis(ids)
+    async def _partial(self) -> Hypothesis:
+        answer = await self._greedy(StepKind.PARTIAL, self._language)
+        if self._suspect(answer) is None:
+            answer = await self._in_expected_language(answer, StepKind.PARTIAL)
+            self.answer, self._shown = answer.ids, self._hypothesis(answer)
         return self._shown
 
-    async def _complete(self, kind: StepKind) -> Hypothesis | None:
+    async def _complete(self, kind: StepKind) -> Hypothesis:
         """Return what a greedy decode from nothing gives, if that is fit to be sent."""
-        ids = await self._greedy(kind, MAX_PARTS)
-        suspicion = None if ids is None else self._suspect(ids)
+        answer = await self._greedy(kind, self._language)
+        suspicion = self._suspect(answer)
         if suspicion is not None and self._context:
             self._tools.counters.redecoded += 1
             self._context = ""  # for the rest of this piece
-            ids = await self._greedy(kind, MAX_PARTS)
-            suspicion = None if ids is None else self._suspect(ids)
-        if ids is None:
-            return None
-        self.answer = ids
-        return mended(replace(self._hypothesis(ids), final=True), suspicion)
+            answer = await self._greedy(kind, self._language)
+            suspicion = self._suspect(answer)
+        if suspicion is None:
+            answer = await self._in_expected_language(answer, kind)
+        self.answer = answer.ids
+        return mended(replace(self._hypothesis(answer), final=True), suspicion)
 
-    async def _greedy(self, kind: StepKind, parts: int) -> tuple[int, ...] | None:
-        """Decode from nothing, in so many parts at the most; a partial may end in the middle."""
-        tools = self._tools
-        ids: tuple[int, ...] = ()
+    async def _greedy(self, kind: StepKind, language: str | None) -> _Answer:
+        """Decode from nothing, in some parts if need be; a partial may end in the middle."""
+        tools, answer = self._tools, _Answer(language)
         seconds = len(self._audio) / SAMPLE_RATE
         bound = max_tokens(kind, seconds, 0, tools.max_new_tokens, catch_up=seconds > CATCH_UP_S)
-        for _ in range(parts):
-            written = await tools.decode(Decode(kind, self._audio, self._language, self._context, ids, bound))
+        for _ in range(MAX_PARTS):
+            written = await tools.decode(Decode(kind, self._audio, language, self._context, answer.ids, bound))
             if written is None:
-                return None
-            ids += written.ids
+                raise _NoRoom
+            answer = _Answer(language, answer.ids + written.ids, answer.chances + written.chances)
             tools.counters.new_tokens += len(written.ids)
             tools.counters.cut += not written.complete
-            if written.complete or kind is StepKind.PARTIAL or find_loop(ids):
-                return ids
+            if written.complete or kind is StepKind.PARTIAL or find_loop(answer.ids):
+                return answer
         raise EngineError("The recogniser found no end to this utterance.")
 
-    def _suspect(self, ids: tuple[int, ...]) -> Suspicion | None:
+    async def _in_expected_language(self, answer: _Answer, kind: StepKind) -> _Answer:
+        """Write a short answer anew, in the language of the session, if it is in another one without good reason."""
+        if self._expected is None:
+            return answer
+        parsed = parse_output(self._tools.read(answer.ids), None)
+        chance = min(answer.chances[: self._header_length(answer)], default=None)
+        if not parsed.text or not INERTIA.holds(self._expected, parsed.language_code, self._audible_s, chance):
+            return answer
+        self._tools.counters.held_languages += 1
+        again = await self._greedy(kind, self._expected)
+        return answer if self._suspect(again) else again
+
+    def _suspect(self, answer: _Answer) -> Suspicion | None:
         """Judge an answer, and count what is found."""
-        body = parse_output(self._tools.read(ids), self._language).body
-        found = judge(body, ids, self._context, audible_samples(self._audio) / SAMPLE_RATE)
+        body = parse_output(self._tools.read(answer.ids), answer.language).body
+        found = judge(body, answer.ids, self._context, self._audible_s)
         if found is not None:
             self._tools.counters.suspicions[found] += 1
         return found
 
-    def _hypothesis(self, ids: tuple[int, ...]) -> Hypothesis:
-        parsed = parse_output(self._tools.read(ids), self._language)
+    def _hypothesis(self, answer: _Answer) -> Hypothesis:
+        parsed = parse_output(self._tools.read(answer.ids), answer.language)
         code = parsed.language_code
-        return Hypothesis(parsed.text, code if code in self._tools.languages else None)
+        chances = answer.chances[self._header_length(answer) :]
+        # Two digits: the others depend on who shares the batch.
+        confidence = round(sum(chances) / len(chances), 2) if parsed.text and chances else None
+        return Hypothesis(parsed.text, code if code in self._tools.languages else None, confidence=confidence)
+
+    def _header_length(self, answer: _Answer) -> int:
+        """Return how many ids name the language; 0 if none do."""
+        if answer.language is not None or ASR_TEXT not in self._tools.read(answer.ids):
+            return 0
+        return next(n for n in range(1, len(answer.ids) + 1) if ASR_TEXT in self._tools.read(answer.ids[:n]))

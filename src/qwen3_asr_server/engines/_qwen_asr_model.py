@@ -12,11 +12,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from qwen_asr import Qwen3ASRModel
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as library_log
 
 from qwen3_asr_server.engines._qwen3_checkpoint import MIN_SAMPLES, context_encoder
 from qwen3_asr_server.engines._qwen3_queue import Decode, Written
+from qwen3_asr_server.engines._qwen3_torch import Chances, RowEnds, written
 from qwen3_asr_server.text.prompt import forced_header
 
 _DTYPES: Final = {"auto": "auto", "half": torch.float16, "float": torch.float32}
@@ -86,17 +87,17 @@ class QwenAsrModel:
             inputs["input_ids"] = torch.cat([inputs["input_ids"], given], dim=1)
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(given)], dim=1)
         length = inputs["input_ids"].shape[1]
+        chances = Chances()
         with torch.inference_mode():
             sequences = package.model.generate(
                 **inputs.to(package.device).to(package.dtype),
                 max_new_tokens=wanted.max_tokens,
                 eos_token_id=sorted(self._ends),
                 pad_token_id=min(self._ends),
-                stopping_criteria=StoppingCriteriaList([_Abandoned(wanted)]),
+                stopping_criteria=StoppingCriteriaList([RowEnds([wanted], length)]),
+                logits_processor=LogitsProcessorList([chances]),
             ).sequences
-        row = sequences[0, length:].tolist()
-        end = next((place for place, token in enumerate(row) if token in self._ends), None)
-        return Written(tuple(row[:end]), complete=end is not None)
+        return written(sequences[0, length:].tolist(), chances.rows()[0], self._ends)
 
     def _prompt(self, wanted: Decode) -> str:
         messages = [
@@ -105,14 +106,3 @@ class QwenAsrModel:
         ]
         prompt = self._package.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return str(prompt) + (forced_header(wanted.language) if wanted.language else "")
-
-
-class _Abandoned(StoppingCriteria):  # type: ignore[misc]
-    """Ends a decode for which nobody waits any more."""
-
-    def __init__(self, wanted: Decode) -> None:
-        self._wanted = wanted
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Return bool [rows]: which are done."""
-        return torch.full((input_ids.shape[0],), self._wanted.abandoned, device=input_ids.device)

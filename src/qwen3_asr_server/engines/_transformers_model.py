@@ -16,9 +16,9 @@ import torch
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessorList,
     Qwen3ASRConfig,
     Qwen3ASRForConditionalGeneration,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.utils import cached_file
@@ -27,6 +27,7 @@ from transformers.utils import logging as library_log
 from qwen3_asr_server.audio.mel import MELS, Features, LogMel, audio_tokens
 from qwen3_asr_server.engines._qwen3_checkpoint import MIN_SAMPLES, context_encoder
 from qwen3_asr_server.engines._qwen3_queue import Decode, Written
+from qwen3_asr_server.engines._qwen3_torch import Chances, RowEnds, written
 from qwen3_asr_server.text.prompt import PromptIds
 
 _DTYPES: Final = {"auto": "auto", "half": torch.float16, "float": torch.float32}
@@ -100,15 +101,17 @@ class TransformersModel:
         mels = [self._mel.whole(wanted.audio) for wanted in batch]
         prompts = [self._prompt_of(wanted, mel) for wanted, mel in zip(batch, mels, strict=True)]
         length = max(map(len, prompts))
+        chances = Chances()
         with torch.inference_mode():
             sequences = self._model.generate(
                 **self._inputs(prompts, mels),
                 generation_config=self._settings,
                 max_new_tokens=max(wanted.max_tokens for wanted in batch),
-                stopping_criteria=StoppingCriteriaList([_RowEnds(batch, length)]),
+                stopping_criteria=StoppingCriteriaList([RowEnds(batch, length)]),
+                logits_processor=LogitsProcessorList([chances]),
             )
-        rows = sequences[:, length:].tolist()
-        return [self._written(row[: wanted.max_tokens]) for wanted, row in zip(batch, rows, strict=True)]
+        rows = zip(batch, sequences[:, length:].tolist(), chances.rows(), strict=True)
+        return [written(row[: wanted.max_tokens], sure, self._ends) for wanted, row, sure in rows]
 
     def close(self) -> None:
         """Give the memory back."""
@@ -143,24 +146,6 @@ class TransformersModel:
             "input_features": torch.from_numpy(features).to(device, self._model.dtype),
             "input_features_mask": torch.from_numpy(heard).to(device),
         }
-
-    def _written(self, row: Sequence[int]) -> Written:
-        end = next((place for place, token in enumerate(row) if token in self._ends), None)
-        return Written(tuple(row[:end]), complete=end is not None)
-
-
-class _RowEnds(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row that has its tokens, or for which nobody waits any more."""
-
-    def __init__(self, batch: Sequence[Decode], length: int) -> None:
-        self._batch = batch
-        self._length = length
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Return bool [rows]: which are done."""
-        new = input_ids.shape[1] - self._length
-        done = [wanted.abandoned or new >= wanted.max_tokens for wanted in self._batch]
-        return torch.tensor(done, device=input_ids.device)
 
 
 def _layout(model_path: str) -> dict[str, Any]:

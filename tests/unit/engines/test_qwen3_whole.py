@@ -16,7 +16,8 @@ from qwen3_asr_server.text.guard import Suspicion
 
 CONTEXT = "light, door, window, music, red, green, blue, left"
 LOOP = "language English<asr_text>" + "go on " * 30
-Planned = str | tuple[str, bool] | None
+Planned = str | tuple[str, bool] | tuple[str, bool, float] | None
+"""The text of an answer, whether that is all of it, and the probability of each of its tokens."""
 
 
 class Script:
@@ -32,12 +33,12 @@ class Script:
         planned = next(self._planned)
         if planned is None:
             return None
-        text, complete = (planned, True) if isinstance(planned, str) else planned
-        return Written(tuple(map(ord, text)), complete)
+        text, complete, *chance = (planned, True) if isinstance(planned, str) else planned
+        return Written(tuple(map(ord, text)), complete, tuple(chance) * len(text))
 
-    def stream(self, language: str | None = None, context: str = "") -> WholeStream:
+    def stream(self, language: str | None = None, context: str = "", expected: str | None = None) -> WholeStream:
         tools = WholeTools(self.decode, read, frozenset({"en", "zh"}), 32, self.counters)
-        return WholeStream(tools, language, context)
+        return WholeStream(tools, language, context, expected)
 
     async def final(self, audio: Samples, language: str | None = None, context: str = "") -> Hypothesis:
         heard = await self.stream(language, context).step(audio, StepKind.FINAL)
@@ -149,6 +150,27 @@ async def test_a_loop_is_not_continued_and_stands_once() -> None:
 
 async def test_text_on_silence_is_not_sent() -> None:
     assert (await Script("language English<asr_text>thank you").final(noise(20, loudness=1e-5))).text == ""
+
+
+@pytest.mark.parametrize(
+    ("units", "chance", "held"), [(6, 0.5, True), (6, 0.95, False), (20, 0.5, False)], ids=["short", "sure", "long"]
+)
+@pytest.mark.parametrize("kind", list(StepKind))
+async def test_short_speech_does_not_change_the_sessions_language(
+    kind: StepKind, units: int, chance: float, held: bool
+) -> None:
+    script = Script(("language Chinese<asr_text>是", True, chance), "she")
+    heard = await script.stream(expected="en").step(noise(units), kind)
+    assert heard
+    assert (heard.text, heard.language) == (("she", "en") if held else ("是", "zh"))
+    assert [wanted.language for wanted in script.wanted] == [None, "en"][: 1 + held]
+    assert script.counters.held_languages == held
+
+
+async def test_confidence_is_that_of_the_text() -> None:
+    heard = await Script(("language English<asr_text>o", False, 0.2), ("ne", True, 0.5)).final(noise(20))
+    assert heard.confidence == 0.4
+    assert (await Script(("language None<asr_text>", True, 0.9)).final(noise(20))).confidence is None
 
 
 async def test_no_audio_needs_no_model() -> None:
