@@ -31,22 +31,22 @@ _VLLM = {
 
 
 @contextmanager
-def our_server() -> Iterator[int]:
+def our_server(log: Path) -> Iterator[int]:
     """Run this server with the engine vllm; yields its port."""
     settings = {"ENGINE": "vllm", "QWEN3_ASR_MODEL_PATH": str(CHECKPOINT), "MODEL_DTYPE": "float"}
-    with _ours([sys.executable, "-m", "qwen3_asr_server", "serve"], settings) as port:
+    with _ours([sys.executable, "-m", "qwen3_asr_server", "serve"], settings, log) as port:
         yield port
 
 
 @contextmanager
-def locked_server() -> Iterator[int]:
+def locked_server(log: Path) -> Iterator[int]:
     """Run this server with an engine that decodes one step at a time (`_locked.py`)."""
-    with _ours([sys.executable, str(_HERE / "_locked.py")], {}) as port:
+    with _ours([sys.executable, str(_HERE / "_locked.py")], {}, log) as port:
         yield port
 
 
 @contextmanager
-def realtime_server() -> Iterator[int]:
+def realtime_server(log: Path) -> Iterator[int]:
     """Run vLLM's own server with its realtime endpoint."""
     with tempfile.TemporaryDirectory() as folder:
         # vLLM's server wants a distribution of that name and takes from its version that this is the CPU build.
@@ -58,12 +58,12 @@ def realtime_server() -> Iterator[int]:
         command += ["--hf-overrides", '{"architectures":["Qwen3ASRRealtimeGeneration"]}', "--served-model-name", "tiny"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "5120", "--max-num-seqs", "128", "--block-size", "32"]
-        with _running(command, {"PYTHONPATH": folder}, port, "/health"):
+        with _running(command, {"PYTHONPATH": folder}, port, "/health", log):
             yield port
 
 
 @contextmanager
-def _ours(command: list[str], settings: dict[str, str]) -> Iterator[int]:
+def _ours(command: list[str], settings: dict[str, str], log: Path) -> Iterator[int]:
     port = _free_port()
     environment = {
         "PYTHONPATH": str(_HERE.parent / "src"),
@@ -72,23 +72,20 @@ def _ours(command: list[str], settings: dict[str, str]) -> Iterator[int]:
         "MAX_SESSIONS": "4096",
         "LOG_LEVEL": "warning",
     }
-    with _running(command, environment | settings, port, "/health/ready"):
+    with _running(command, environment | settings, port, "/health/ready", log):
         yield port
 
 
 @contextmanager
-def _running(command: list[str], settings: dict[str, str], port: int, path: str) -> Iterator[None]:
-    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
+def _running(command: list[str], settings: dict[str, str], port: int, path: str, log: Path) -> Iterator[None]:
+    environment = {**os.environ, **_VLLM, **settings}
+    with log.open("ab") as output, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **_VLLM, **settings}, cwd=folder, start_new_session=True
+            command, stdout=output, stderr=output, env=environment, cwd=folder, start_new_session=True
         )
         try:
             _await(process, f"http://127.0.0.1:{port}{path}")
             yield
-        except BaseException:
-            log.seek(0)
-            print(log.read().decode(errors="replace")[-5000:], file=sys.stderr)
-            raise
         finally:
             _stop(process)
 

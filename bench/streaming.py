@@ -38,6 +38,7 @@ from _tiny_speech import Talk, talk
 SESSIONS = "1,4,16,32,64"
 LATE_S = 0.020
 """A client that was later than this with one packet in a hundred says nothing about the server."""
+BURST_S = 0.05
 HOPELESS = 100
 """A server this many times over the bound is not asked to serve more."""
 WARM_UP_S = 8.0
@@ -49,7 +50,8 @@ TALKS_FROM = 1000
 class Contender:
     """A server and the client that it understands."""
 
-    run: Callable[[], AbstractContextManager[int]]
+    run: Callable[[Path], AbstractContextManager[int]]
+    """Takes a file for what the server writes, and gives the port."""
     client: Callable[[int, Talk, int], Client]
 
 
@@ -143,9 +145,7 @@ def ahead_of_others() -> Iterator[None]:
 
 def latencies(utterances: list[Utterance]) -> dict[str, Any]:
     """Return the percentiles of each time, in ms, and how many there were."""
-    intervals = [
-        later - earlier for utterance in utterances for earlier, later in itertools.pairwise(before_endpoint(utterance))
-    ]
+    intervals = [later - earlier for utterance in utterances for earlier, later in itertools.pairwise(shown(utterance))]
     times = {
         "first_partial": [u.partials[0] - u.spoken_begin for u in utterances if u.partials],
         "partial_interval": intervals,
@@ -162,9 +162,15 @@ def latencies(utterances: list[Utterance]) -> dict[str, Any]:
     }
 
 
-def before_endpoint(utterance: Utterance) -> list[float]:
-    """Return when partials came while the utterance was open."""
-    return [at for at in utterance.partials if utterance.endpoint is None or at < utterance.endpoint]
+def shown(utterance: Utterance) -> list[float]:
+    """Return when new text was shown while the utterance was open; a burst of tokens is one partial."""
+    found: list[float] = []
+    for at in utterance.partials:
+        if utterance.endpoint is not None and at >= utterance.endpoint:
+            break
+        if not found or at - found[-1] >= BURST_S:
+            found.append(at)
+    return found
 
 
 def spread_ms(values: list[float]) -> dict[str, float]:
@@ -226,7 +232,7 @@ def main() -> None:
         print(_HEADER, flush=True)
         for name in options.servers.split(","):
             contender = CONTENDERS[name]
-            with contender.run() as port, ahead_of_others():
+            with contender.run(options.server_log) as port, ahead_of_others():
                 bench = Bench(contender, port, alone)
                 runner.run(bench.warm_up())
                 for count in counts:
@@ -244,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--silence-ms", type=int, default=400, help="silence that ends an utterance (%(default)s)")
     parser.add_argument("--servers", default=",".join(CONTENDERS), help="which of: %(default)s")
     parser.add_argument("--note", default="", help="written into the rows: what to know about this run")
+    parser.add_argument("--server-log", type=Path, default=Path(os.devnull), help="file for what the servers write")
     parser.add_argument("--report", action="store_true", help="write table and plot into docs/")
     parser.add_argument("--out", type=Path, help="file for the results (bench/results/streaming-<date>.jsonl)")
     return parser
