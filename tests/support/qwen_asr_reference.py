@@ -34,7 +34,9 @@ def ids_of(model: Qwen3ASRModel, samples: "np.ndarray") -> list[int]:
     inputs = model.processor(text=[prompt], audio=[samples], return_tensors="pt", padding=True)
     ends = model.processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     with torch.no_grad():
-        written = model.model.generate(**inputs, max_new_tokens=MAX_TOKENS, eos_token_id=ends).sequences
+        written = model.model.generate(
+            **inputs, max_new_tokens=MAX_TOKENS, eos_token_id=ends, pad_token_id=ends[0]
+        ).sequences
     ids = written[0, inputs["input_ids"].shape[1] :].tolist()
     assert ids[-1] in ends, "it found no end"
     return ids[:-1]
