@@ -68,8 +68,9 @@ class CoreOptions:
     max_windows: int = 5
     max_requests: int = 128
     """Requests that run at once: three times the partials in flight, and finals."""
-    encoder_cache_tokens: int = 32_768
-    """Audio embeddings kept. vLLM's own default holds 19 windows; a session has up to four open."""
+    encoder_cache_tokens: int = 65_536
+    """Audio embeddings kept, 2 to 4 KB each: those of some 900 steps. With half of it closed windows of 100 sessions
+    were encoded twice; vLLM's own default holds 19 windows."""
     kv_cache_bytes: int | None = None
     """Size of the KV cache; None leaves it to `gpu_memory_utilization`."""
     extra: Mapping[str, Any] | None = None
