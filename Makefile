@@ -7,7 +7,8 @@ SYNC := $(UV) sync --inexact --locked
 
 .DEFAULT_GOAL := help
 .PHONY: help prod-setup dev-setup sync sync-demo sync-all lock start \
-	test test-basic test-sdk test-vad test-system test-vllm check fmt lint types generate bench clean clean-all
+	test test-basic test-sdk test-vad test-system test-vllm check fmt lint types generate \
+	bench bench-steps bench-stream bench-report clean clean-all
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +86,17 @@ generate: ## Write the files made from code: .env.example, docs/configuration.md
 
 bench: ## How many sessions one core carries
 	$(RUN) python bench/frontend.py
+
+bench-steps: ## What a step costs as speech goes on, beside re-encoding (environment of test-vllm)
+	"$$(scripts/vllm_env.sh)" bench/step_cost.py
+
+bench-stream: ## Latency of partials and finals, beside other designs (environment of test-vllm)
+	"$$(scripts/vllm_env.sh)" bench/streaming.py
+
+bench-report: ## Tables and plots of docs/benchmarks.md from the newest results
+	$(RUN) python bench/frontend.py --report
+	$(RUN) python bench/step_cost.py --report
+	$(RUN) python bench/streaming.py --report
 
 clean: ## Remove caches and build results
 	rm -rf build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

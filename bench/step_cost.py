@@ -45,7 +45,9 @@ from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
 from qwen3_asr_server.engines.vllm import VllmEngine
 from qwen3_asr_server.vad import load_vad
 
+SHAPES = ("tiny", "0.6B")
 BATCHED_TOKENS = 2048
+"""Of a prompt, in one step of vLLM on the processor."""
 OTHERS_LOOP_S = 40
 """Speech of each session beside the measured one; said again and again."""
 TOKENS_PER_S = 3.0
@@ -293,17 +295,18 @@ def _print(ours: dict[str, Any], reference: dict[str, Any]) -> None:
 def main() -> None:
     options = _parser().parse_args()
     if options.report:
-        write_report([read_rows(f"step_cost-{shape}-*.jsonl") for shape in ("tiny", "0.6B")])
+        shapes = [shape for shape in SHAPES if any(RESULTS.glob(f"step_cost-{shape}-*.jsonl"))]
+        write_report([read_rows(f"step_cost-{shape}-*.jsonl") for shape in shapes])
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1" if options.shape == "tiny" else "4")
-    full = options.shape == "tiny"
+    tiny = options.shape == "tiny"
     seconds = options.seconds or 120.0
     settings = Settings(
         options.shape,
         seconds,
-        options.reference_seconds or (seconds if full else min(seconds, 60.0)),
-        options.others if options.others is not None else (100 if full else 4),
+        options.reference_seconds or (seconds if tiny else min(seconds, 60.0)),
+        options.others if options.others is not None else (100 if tiny else 4),
         options.others_every,
         [float(part) for part in options.cadence.split(",")],
     )
@@ -313,7 +316,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("tiny", "0.6B"), default="tiny")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--seconds", type=float, help="speech of the measured session (120)")
     parser.add_argument("--reference-seconds", type=float, help="the same for the reference (as --seconds; 0.6B: 60)")
     parser.add_argument("--others", type=int, help="sessions beside it (100; 0.6B: 4)")
