@@ -6,6 +6,7 @@ Reads `tests/data/tiny-speech`. Audio is float32 at 16 kHz on the 80 ms grid, as
 import functools
 import itertools
 import json
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 Samples = npt.NDArray[np.float32]
 
@@ -62,6 +64,21 @@ def long_audio(seconds: float) -> Iterator[Samples]:
                 break
             audio = np.concatenate([audio, clip.samples, np.zeros(2 * GRID, np.float32)])
         yield audio
+
+
+def varied_audio(count: int, longest_s: float = 28.0, seed: int = 1) -> Iterator[Samples]:
+    """Audio of one language each, no two alike: clips at other speeds and loudness, joined, the more the rarer."""
+    chance = random.Random(seed)
+    for number in range(count):
+        pool = spoken(("en", "zh")[number % 2])
+        audio = np.empty(0, np.float32)
+        for _ in range(chance.choice([1, 1, 2, 2, 3, 4, 6, 9, 14, 20])):
+            clip = soxr.resample(chance.choice(pool).samples, RATE, round(RATE / chance.uniform(0.92, 1.08)))
+            gap = np.zeros(chance.randint(0, 5) * GRID, np.float32)
+            if len(audio) + len(gap) + len(clip) > longest_s * RATE - GRID:
+                break
+            audio = np.concatenate([audio, gap, clip])
+        yield on_grid((audio * chance.uniform(0.2, 1.0)).astype(np.float32))
 
 
 def on_grid(samples: Samples) -> Samples:

@@ -61,6 +61,21 @@ def test_vad_mode(server: ServerProcess, language: str, told: bool) -> None:
     assert recorder.all_of(TEXT) or not told
 
 
+def test_finals_do_not_depend_on_the_silence_setting(server: ServerProcess) -> None:
+    """Where every pause is longer than it: what is decoded ends with the speech, not with the silence."""
+    clips, pcm = talk("en", gap_s=2.6, turns=8)
+    told: dict[int, list[str]] = {}
+    for silence_ms in (200, 400, 800, 2000):
+        with conversation(server.url) as (client, recorder):
+            client.update_session(TEXT_ONLY, turn_detection_silence_duration_ms=silence_ms)
+            send(client, pcm)
+            client.end_session(timeout=60)
+        assert_finished(recorder.frames, audio_ms=len(pcm) / 32)
+        told[silence_ms] = recorder.transcripts
+    assert len(told[800]) == len(clips)
+    assert told == dict.fromkeys(told, told[800])
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_manual_mode(server: ServerProcess, language: str) -> None:
     clips, pcm = talk(language, gap_s=0.3, turns=3)

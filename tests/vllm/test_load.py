@@ -1,0 +1,277 @@
+"""The engine under load and after accidents: many clips, an hour in one item, a full KV cache, a core that dies."""
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import soxr
+
+from qwen3_asr_server.domain import (
+    GRID_SAMPLES,
+    SAMPLE_RATE,
+    Hypothesis,
+    Samples,
+    SessionConfig,
+    StepKind,
+    StreamOptions,
+)
+from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.engines._vllm_stream import VllmStream
+from qwen3_asr_server.engines.vllm import VllmEngine
+from qwen3_asr_server.errors import EngineCrashed
+from qwen3_asr_server.messages import AppendBytes, Commit, Event, Final, Finish, Finished
+from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
+from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
+from qwen3_asr_server.runtime.telemetry import Latencies
+from qwen3_asr_server.session.options import SessionOptions
+from qwen3_asr_server.vad import load_vad
+from qwen3_asr_server.vad._batcher import VadBatcher
+from support.children import descendants
+from support.speech import pcm16
+from support.tiny_speech import CHECKPOINT, long_audio, on_grid, tiny_clips, varied_audio
+from support.whole_clip import stream_through
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PLAIN = StreamOptions()
+ITEM_S = float(os.environ.get("MANUAL_ITEM_S", "600"))
+"""Length of the Manual item, in seconds; an hour takes some minutes: `MANUAL_ITEM_S=3600 make test-vllm`."""
+SMALL_KV = EngineOptions(str(CHECKPOINT), "float", kv_cache_bytes=12 << 20)
+"""8,192 tokens of this checkpoint: room for eleven pieces of 27 s, and for the longest prompt, which vLLM asks for."""
+Record = Callable[[str, object], None]
+
+
+async def fresh(engine: VllmEngine, audio: Samples) -> VllmStream:
+    stream = VllmStream(replace(engine.tools, verify=False), None, "")
+    await stream.step(audio, StepKind.FINAL)
+    await stream.close()
+    return stream
+
+
+async def test_verified_finals_are_fresh_finals_of_two_hundred_clips(
+    engine: VllmEngine, record_property: Record
+) -> None:
+    async def differs(audio: Samples) -> tuple[float, str, str] | None:
+        verified = engine.open_stream(PLAIN)
+        await stream_through(verified, audio, 20 * GRID_SAMPLES)
+        wanted = (await fresh(engine, audio)).answer
+        if verified.answer == wanted:
+            return None
+        return len(audio) / SAMPLE_RATE, engine.tools.decode(wanted), engine.tools.decode(verified.answer)
+
+    audios = list(varied_audio(200))
+    before = replace(engine.core.counters)
+    eights = [audios[at : at + 8] for at in range(0, len(audios), 8)]
+    found = [one for eight in eights for one in await asyncio.gather(*map(differs, eight))]
+    counters = engine.core.counters
+    verified, corrected = counters.verified - before.verified, counters.corrected - before.corrected
+    different = [one for one in found if one is not None]
+    seconds = sum(map(len, audios)) / SAMPLE_RATE
+    record_property("figure", f"{seconds:.0f} s, {verified} drafts, {corrected} corrected; different: {different}")
+    assert len({audio.tobytes() for audio in audios}) == 200
+    assert corrected > 20, "hardly a draft was wrong, so nothing was tested"
+    assert not different
+
+
+async def test_a_hundred_sessions_encode_each_closed_window_once(engine: VllmEngine, record_property: Record) -> None:
+    """Interleaved, of distinct speech, finals included; again only where the loudness of a piece rose later."""
+    speeds = np.linspace(0.95, 1.05, 100)
+    whole = islice(long_audio(17.5), 100)
+    audios = [on_grid(soxr.resample(audio, speed, 1.0)) for audio, speed in zip(whole, speeds, strict=True)]
+    assert len({audio.tobytes() for audio in audios}) == 100
+    await engine.core.vllm.collective_rpc("count_windows")
+    streams = [engine.open_stream(PLAIN) for _ in audios]
+    for units in range(30, 200, 30):
+        steps = [s.step(a[: units * GRID_SAMPLES], StepKind.PARTIAL) for s, a in zip(streams, audios, strict=True)]
+        assert None not in await asyncio.gather(*steps)
+    await asyncio.gather(*[s.step(a, StepKind.CANDIDATE) for s, a in zip(streams, audios, strict=True)])
+    (frames,) = await engine.core.vllm.collective_rpc("counted_windows")
+    lifted = sum(len(stream.lifted_windows) for stream in streams)
+    closed = sum((len(audio) - 200) // 128_000 for audio in audios)
+    for stream in streams:
+        await stream.close()
+    record_property("figure", f"{len(frames)} windows encoded; {closed} closed ones, {lifted} again as the floor rose")
+    assert sum(length == 800 for length in frames) == closed + lifted
+    assert engine.stats()["kv_tokens_charged"] == 0
+
+
+# A long item
+
+
+async def test_a_manual_item_costs_the_same_at_its_end(engine: VllmEngine, record_property: Record) -> None:
+    """Ten minutes of speech in one item, as fast as it is heard: flat memory, flat steps, all of its text."""
+    metrics, events = Metrics(), list[Event]()
+    watched = _Watched(engine)
+    vad, scheduler = VadBatcher(load_vad()), StepScheduler(SchedulerOptions(), metrics, time.monotonic)
+    vad.start()
+    scheduler.start()
+    scheduler.engine_ready(watched)
+    limits = LiveOptions(SessionOptions())
+    workers = Workers(vad, scheduler, metrics, Latencies(), time.monotonic)
+    live = LiveSession(SessionConfig(turn_detection=None), limits, workers, events.append)
+    memory: list[float] = []
+    async with asyncio.TaskGroup() as group:
+        group.create_task(live.run())
+        said, words = 0.0, 0
+        for clip in cycle(tiny_clips()):
+            if said >= ITEM_S:
+                break
+            await live.room()
+            audio = np.concatenate([clip.samples, np.zeros(SAMPLE_RATE // 2, np.float32)])
+            await live.submit(AppendBytes(pcm16(audio)))
+            said, words = said + len(audio) / SAMPLE_RATE, words + len(clip.text.split())
+            memory.append(_memory_mb())
+        await live.submit(Commit())
+        await live.submit(Finish())
+    await scheduler.stop()
+    vad.stop()
+
+    (final,) = (event for event in events if isinstance(event, Final))
+    assert isinstance(events[-1], Finished)
+    third = len(watched.finals_s) // 3
+    early, late = (statistics.median(part) for part in (watched.finals_s[:third], watched.finals_s[-third:]))
+    grown_mb = max(memory[-len(memory) // 3 :]) - max(memory[: len(memory) // 3])
+    record_property(
+        "figure",
+        f"{said:.0f} s, {len(watched.finals_s)} pieces; median final {early * 1000:.0f} ms in the first third, "
+        f"{late * 1000:.0f} ms in the last; memory of all processes {grown_mb:+.0f} MB between them",
+    )
+    assert len(final.text.split()) > 0.5 * words
+    assert watched.longest_s <= 28.0
+    assert late < 1.5 * early
+    assert grown_mb < 60
+
+
+class _Watched:
+    """The engine, with the time of every final written down."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self.info = engine.info
+        self._engine = engine
+        self.finals_s: list[float] = []
+        self.longest_s = 0.0
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def open_stream(self, options: StreamOptions) -> "_WatchedStream":
+        return _WatchedStream(self, self._engine.open_stream(options))
+
+
+class _WatchedStream:
+    def __init__(self, owner: _Watched, stream: VllmStream) -> None:
+        self._owner = owner
+        self._stream = stream
+        self.close = stream.close
+
+    async def step(self, audio: Samples, kind: StepKind) -> Hypothesis | None:
+        began = time.monotonic()
+        heard = await self._stream.step(audio, kind)
+        if kind is not StepKind.PARTIAL:
+            self._owner.finals_s.append(time.monotonic() - began)
+        self._owner.longest_s = max(self._owner.longest_s, len(audio) / SAMPLE_RATE)
+        return heard
+
+
+def _memory_mb() -> float:
+    """Return the memory that this process and vLLM's have to themselves."""
+    pids = [os.getpid(), *descendants(os.getpid())]
+    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("Private_")]
+    return sum(int(line.split()[1]) for line in lines) / 1024
+
+
+# Accidents
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def small() -> AsyncIterator[VllmEngine]:
+    """An engine of its own with a small KV cache, for tests that fill or kill it."""
+    made = VllmEngine(SMALL_KV)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_what_does_not_fit_in_the_cache_waits(small: VllmEngine, record_property: Record) -> None:
+    audios = [on_grid(audio) for audio in islice(long_audio(26), 16)]
+    alone = [(await fresh(small, audio)).answer for audio in audios]
+    stats = small.stats()
+    assert 6000 < stats["kv_tokens"] < 9000, "the size that was asked for"
+
+    streams = [small.open_stream(PLAIN) for _ in audios]
+    steps = [s.step(audio[: 300 * GRID_SAMPLES], StepKind.PARTIAL) for s, audio in zip(streams, audios, strict=True)]
+    partials = await asyncio.gather(*steps)
+    let_in = [heard is not None for heard in partials]
+    assert 0 < let_in.count(True) < len(audios)
+    charged = small.stats()["kv_tokens_charged"]
+    assert charged <= 0.6 * stats["kv_tokens"]
+
+    async def finish(stream: VllmStream, audio: Samples) -> Sequence[int]:
+        assert await stream.step(audio, StepKind.FINAL)
+        await stream.close()
+        return stream.answer
+
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*map(finish, streams, audios))
+    stats = small.stats()
+    record_property("figure", f"{let_in.count(True)} of 16 let in, {charged} tokens charged; {stats}")
+    assert answers == alone
+    assert stats["kv_finals_waited"] == let_in.count(False) == stats["kv_partials_skipped"]
+    assert stats["kv_tokens_charged"] == 0
+    assert 0 < stats["kv_retention_s"] < 3600
+
+
+@pytest.mark.parametrize("victim", ["core", "worker"])
+async def test_a_dead_core_is_seen_at_once_and_another_takes_its_place(
+    small: VllmEngine, victim: str, record_property: Record
+) -> None:
+    """Killed in mid-step: every waiting step fails at once. Killed while nothing runs: that is seen too."""
+    audios = [on_grid(audio) for audio in islice(long_audio(20), 6)]
+    wanted = (await fresh(small, audios[0])).answer
+    streams = [small.open_stream(PLAIN) for _ in audios]
+    steps = [asyncio.create_task(s.step(a, StepKind.FINAL)) for s, a in zip(streams, audios, strict=True)]
+    if victim == "core":
+        while small.core.vllm.get_num_unfinished_requests() < len(audios):  # noqa: ASYNC110 - vLLM tells nobody
+            await asyncio.sleep(0)
+    else:
+        await asyncio.gather(*steps)
+    assert not small.dead
+    killed_at = time.monotonic()
+    kill(victim)
+    async with asyncio.timeout(10):
+        while not small.dead:  # noqa: ASYNC110 - as the engine pool does, only sooner
+            await asyncio.sleep(0.01)
+        seen_s = time.monotonic() - killed_at
+        ended = await asyncio.gather(*steps, return_exceptions=True)
+    failed_s = time.monotonic() - killed_at
+    if victim == "core":
+        assert all(isinstance(one, EngineCrashed) for one in ended), ended
+    with pytest.raises(EngineCrashed):
+        await small.open_stream(PLAIN).step(audios[0], StepKind.FINAL)
+    for stream in streams:
+        await stream.close()
+
+    await small.stop()
+    assert not small.dead
+    await small.start()
+    record_property("figure", f"seen after {seen_s:.2f} s, all steps failed after {failed_s:.2f} s")
+    assert (await fresh(small, audios[0])).answer == wanted
+
+
+def kill(victim: str) -> None:
+    """Kill the newest of vLLM's engine cores, or its worker."""
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in descendants(os.getpid())}
+    wanted = "EngineCore" if victim == "core" else "Worker"
+    os.kill(max(pid for pid, name in names.items() if wanted in name), signal.SIGKILL)
