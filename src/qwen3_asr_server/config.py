@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     `vllm`, `transformers`, `qwen_asr` only."""
     model_hub: Literal["huggingface", "modelscope"] = "huggingface"
     """Where `qwen3-asr-server download` fetches weights from."""
+    word_times: bool = False
+    """Load the forced aligner too, so that clients can ask for the times of words (`words`). It needs vLLM. With an
+    engine that gives word times itself, like `pocketsphinx`, it is not needed and not loaded."""
+    aligner_model_path: str = "Qwen/Qwen3-ForcedAligner-0.6B"
+    """Hub name or local folder of the forced aligner's weights. Read with WORD_TIMES only."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of the GPU's memory that the engine may use. Read by the engine `vllm` only."""
     kv_cache_gb: float = Field(0, ge=0)

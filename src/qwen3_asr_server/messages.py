@@ -209,7 +209,21 @@ class Release:
     piece: int
 
 
-Job = ScoreFrames | Decode | Release
+@dataclass(frozen=True, slots=True)
+class Align:
+    """Ask where the words of a text are. At most one answer is awaited for a piece: the one asked for last."""
+
+    piece: int
+    upto: int
+    """Echoed by the outcome."""
+    audio: Samples
+    """float32 [n]: the piece from its start. Read-only."""
+    text: str
+    language: str | None
+    """Wire code, None if unknown."""
+
+
+Job = ScoreFrames | Decode | Release | Align
 
 # ── Outcomes: worker → session ────────────────────────────────────────────────────────────────────
 
@@ -258,4 +272,14 @@ class Lost:
     error: AsrServerError
 
 
-Outcome = Scored | Heard | Skipped | DecodeFailed | Lost
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """Answer to `Align`."""
+
+    piece: int
+    upto: int
+    words: Sequence[Word]
+    """Relative to the start of the piece; empty if they could not be placed."""
+
+
+Outcome = Scored | Heard | Skipped | DecodeFailed | Lost | Aligned

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,7 +34,11 @@ class Metrics:
         self._declare_text()
 
     def count_engine(self, read: Callable[[], Mapping[str, int | float]]) -> None:
-        """Show what the engine counts as `asr_engine_<name>_total`; `read` gives the counters by name."""
+        """Show what the engine counts as `asr_engine_<name>_total`, and its levels without `_total`.
+
+        Args:
+            read: gives both by name; an `int` is a counter, a `float` a level.
+        """
         self.registry.register(_EngineCounters(read))
 
     def render(self) -> bytes:
@@ -76,6 +80,11 @@ class Metrics:
         )
         self.partial_slots = self._gauge("asr_partial_slots", "Partials allowed at once")
         self.partials_skipped = self._counter("asr_partials_skipped_total", "Partials the engine had no room for")
+        self.align_seconds = self._histogram("asr_align_seconds", "Placing the words of a final", _SERVICE_S)
+        self.alignments = self._counter("asr_alignments_total", "Texts whose words were to be placed", "result")
+        self.words_missed = self._counter(
+            "asr_words_missed_total", "Finals told without the word times that were asked for"
+        )
         self.stale_outcomes = self._counter("asr_stale_outcomes_total", "Worker answers that nobody waited for")
 
     def _declare_engine(self) -> None:
@@ -111,9 +120,11 @@ class _EngineCounters(Collector):
         """Say nothing beforehand: which there are is known when an engine runs."""
         return iter(())
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield one family for each counter."""
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """Yield one family for each."""
         for name, value in self._read().items():
-            yield CounterMetricFamily(
-                f"asr_engine_{name}", f"Engine: {name.replace('_', ' ')}, since it was loaded", value
-            )
+            said = f"Engine: {name.replace('_', ' ')}"
+            if isinstance(value, float):
+                yield GaugeMetricFamily(f"asr_engine_{name}", said, value)
+            else:
+                yield CounterMetricFamily(f"asr_engine_{name}", f"{said}, since it was loaded", value)

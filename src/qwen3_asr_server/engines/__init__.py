@@ -18,7 +18,7 @@ from qwen3_asr_server.errors import EngineNotReady
 
 if TYPE_CHECKING:
     # The children of the embedded engine import this package too: numpy would cost each of them 30 MB.
-    from qwen3_asr_server.engines._base import Engine, EngineOptions
+    from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine, EngineOptions
 
 ENTRY_POINTS: Final = "qwen3_asr_server.engines"
 AUTO_ORDER: Final = ("vllm", "transformers", "pocketsphinx")
@@ -46,6 +46,12 @@ def load_engine(name: str, options: EngineOptions) -> Engine:
     """
     factory: Callable[[EngineOptions], Engine] = _attribute(name, "ENGINE")
     return factory(options)
+
+
+def load_aligner(options: AlignerOptions) -> Aligner:
+    """Import the forced aligner and build it; it is not started yet."""
+    aligner: Aligner = import_module(f"{__name__}._aligner").ALIGNER(options)
+    return aligner
 
 
 def choose_engine(name: str, options: EngineOptions) -> Choice:

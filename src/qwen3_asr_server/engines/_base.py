@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
+from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class EngineOptions:
     """Longest interval between two partials of a speaking session that the server promises."""
     kv_cache_bytes: int | None = None
     """Memory for the KV cache of engines that have one; None takes a share of `gpu_memory_utilization`."""
+    reserved_bytes: int = 0
+    """Memory of the card, within `gpu_memory_utilization`, that belongs to the aligner."""
     max_decoders: int = 4
     """Decoders of the embedded engine: incremental streams that can be open at once."""
     server_urls: Sequence[str] = ()
@@ -39,6 +41,57 @@ class EngineOptions:
     """What opens them; empty where they want none."""
     connect_timeout_s: float = 2.0
     """A server that takes no connection, or does not say that it is well, for this long counts as dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlignerOptions:
+    """Settings of the forced aligner."""
+
+    model_path: str = "Qwen/Qwen3-ForcedAligner-0.6B"
+    dtype: str = "auto"
+
+
+class Aligner(Protocol):
+    """A forced aligner, shared by all sessions: for engines that give no word times."""
+
+    @property
+    def model(self) -> str:
+        """For people: which weights."""
+        ...
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has been started and serves nobody any more, until it is stopped and started."""
+        ...
+
+    async def start(self) -> None:
+        """Load and warm up.
+
+        Raises:
+            EngineError: with a reason a user can act upon.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Release everything; what runs fails. Safe to call twice, or without `start`."""
+        ...
+
+    async def align(self, audio: Samples, text: str, language: str | None) -> Sequence[Word]:
+        """Find where each word of a text is spoken.
+
+        Args:
+            audio: float32 [n], mono, 16 kHz, in [-1, 1], of any length.
+            text: what is said in it.
+            language: wire code; None if unknown.
+
+        Returns:
+            Words in order, without punctuation, their times relative to the audio and never going back; none for a
+            language that the aligner does not know.
+
+        Raises:
+            EngineError: the words could not be placed.
+        """
+        ...
 
 
 class EngineStream(Protocol):
@@ -111,5 +164,8 @@ class Counting(Protocol):
     """Optional: an engine that counts what it does, for `/stats` and `/metrics`."""
 
     def stats(self) -> Mapping[str, int | float]:
-        """Return its counters since `start`, by names like `cached_tokens`; empty when it does not run."""
+        """Return what it knows of itself, by names like `cached_tokens`; empty when it does not run.
+
+        An `int` counts since `start` and only grows; a `float` is a level of now.
+        """
         ...

@@ -24,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from qwen3_asr_server.engines._aligner_memory import recogniser_share
 from qwen3_asr_server.engines._vllm_audio import audio_prompt, can_build
 from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores, first_line
 from qwen3_asr_server.engines._vllm_request import (
@@ -73,6 +74,8 @@ class CoreOptions:
     were encoded twice; vLLM's own default holds 19 windows."""
     kv_cache_bytes: int | None = None
     """Size of the KV cache; None leaves it to `gpu_memory_utilization`."""
+    reserved_bytes: int = 0
+    """What of the share of the card belongs to the aligner."""
     extra: Mapping[str, Any] | None = None
     """More arguments for vLLM; tests use it."""
 
@@ -325,6 +328,10 @@ def _arguments(options: CoreOptions) -> AsyncEngineArgs:
     if current_platform.is_cpu():
         # The processor's kernels want blocks of 32, and with its default of 128 short prompts are never cached.
         settings |= {"block_size": 32, "enforce_eager": True}
+    elif options.reserved_bytes:
+        total = current_platform.get_device_total_memory()
+        share = recogniser_share(options.gpu_memory_utilization, options.reserved_bytes, total)
+        settings["gpu_memory_utilization"] = share
     return AsyncEngineArgs(**settings | dict(options.extra or {}))
 
 

@@ -211,6 +211,7 @@ def _load_core(options: EngineOptions, arguments: dict[str, object] | None) -> "
             options.dtype,
             options.gpu_memory_utilization,
             kv_cache_bytes=options.kv_cache_bytes,
+            reserved_bytes=options.reserved_bytes,
             extra=arguments,
         )
     )

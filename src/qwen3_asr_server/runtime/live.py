@@ -27,6 +27,7 @@ from qwen3_asr_server.errors import AsrServerError, EngineNotReady, IdleTimeout,
 from qwen3_asr_server.messages import Command, Event, Job, Outcome
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
+from qwen3_asr_server.runtime.aligning import AlignerDesk
 from qwen3_asr_server.runtime.scheduler import StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies, Telemetry
 from qwen3_asr_server.session.machine import SessionMachine
@@ -66,6 +67,8 @@ class Workers:
     metrics: Metrics
     latencies: Latencies
     clock: Clock
+    aligner: AlignerDesk | None = None
+    """None where the engine gives word times itself, or nobody gives them."""
 
 
 class LiveSession:
@@ -89,6 +92,7 @@ class LiveSession:
         self._decoder = StreamDecoder(config.audio, max_append_s=self._options.max_append_s)
         self._vad = workers.vad.open()
         self._lane = workers.scheduler.attach(self)
+        self._aligner = workers.aligner
         self._telemetry = Telemetry(workers.metrics, workers.latencies)
         self._alarm = Alarm(self._clock, self._look_at_clock)
         self._in_order = asyncio.Lock()
@@ -115,7 +119,10 @@ class LiveSession:
         finally:
             self._over("aborted")
             assert self._reason is not None
-            self._telemetry.closed(self._reason, stale_outcomes=self._machine.stale_outcomes)
+            machine = self._machine
+            self._telemetry.closed(
+                self._reason, stale_outcomes=machine.stale_outcomes, words_missed=machine.words_missed
+            )
 
     async def submit(self, command: Command) -> None:
         """Obey a command, after those submitted before. Ignored once the session is over."""
@@ -187,12 +194,19 @@ class LiveSession:
 
     def deliver(self, outcome: Outcome) -> None:
         """Take in the answer to a decode."""
-        if self.over or isinstance(outcome, messages.Scored):
+        if self.over or isinstance(outcome, messages.Scored | messages.Aligned):
             return
         self._decoding.discard(outcome.piece)
         with self._guarded():
             self._machine.outcome(outcome, self._clock())
             self._pump()
+
+    def placed(self, aligned: messages.Aligned) -> None:
+        """Take in the places of words."""
+        if not self.over:
+            with self._guarded():
+                self._machine.outcome(aligned, self._clock())
+                self._pump()
 
     # Commands
 
@@ -294,6 +308,9 @@ class LiveSession:
             case messages.Decode(piece=piece):
                 self._decoding.add(piece)
                 self._lane.submit(job)
+            case messages.Align():
+                if self._aligner is not None:
+                    self._aligner.submit(job, self.placed)
             case messages.Release(piece=piece):
                 self._decoding.discard(piece)
                 self._lane.release(piece)
@@ -344,6 +361,8 @@ class LiveSession:
             self._reason = reason
             self._alarm.cancel()
             self._lane.detach()
+            if self._aligner is not None:
+                self._aligner.forget(self.placed)
             self._vad.close()
             self._work.set()
             self._room.set()

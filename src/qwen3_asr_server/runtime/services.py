@@ -14,18 +14,20 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final, Literal
 
 from qwen3_asr_server.config import READERS, Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig
-from qwen3_asr_server.engines import choose_engine
-from qwen3_asr_server.engines._base import Engine, EngineOptions
+from qwen3_asr_server.engines import choose_engine, load_aligner
+from qwen3_asr_server.engines._aligner_memory import ALIGNER_BYTES
+from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine, EngineOptions
 from qwen3_asr_server.errors import AsrServerError, InternalError, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Admission, Refused
 from qwen3_asr_server.runtime.alarm import Clock
+from qwen3_asr_server.runtime.aligning import AlignerDesk
 from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
 from qwen3_asr_server.runtime.models import ModelNames, build_engines, named_paths
 from qwen3_asr_server.runtime.outbox import OutboxOptions
@@ -62,6 +64,7 @@ class Services:
         settings: how it is configured.
         engine: used instead of the one the settings name.
         vad: used instead of Silero.
+        aligner: used instead of the one the settings name; started only for an engine without word times.
         clock: seconds, monotonic, at the rate of the event loop's clock.
 
     Raises:
@@ -74,6 +77,7 @@ class Services:
         *,
         engine: Engine | None = None,
         vad: VadModel | None = None,
+        aligner: Aligner | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -89,6 +93,7 @@ class Services:
         self._nobody_left.set()
         self.state: State = "loading"
         self.metrics = Metrics()
+        self.aligner = self._aligner_desk(aligner)
         self.models = ModelNames({name: engine.info for name, engine in self._engines.items()})
         idle_unload_s = settings.idle_unload_s if self._lazy else 0.0
         self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died)
@@ -104,7 +109,8 @@ class Services:
 
     def info_of(self, model: str) -> EngineInfo:
         """Return what the engine is and can do with a model, by its name in `models`."""
-        return self._engines[model].info
+        info = self._engines[model].info
+        return replace(info, word_times=info.word_times or self.aligner is not None)
 
     @property
     def vad_name(self) -> str:
@@ -146,6 +152,8 @@ class Services:
         try:
             if self._vad is None:
                 self._vad = await asyncio.to_thread(load_vad)
+            if self.aligner is not None:
+                await self.aligner.start()  # first: how much memory the engine may have depends on it
             self._workers = self._start_workers(self._vad)
             self.pool.start(self._workers.scheduler)
             if not self._lazy:
@@ -167,6 +175,8 @@ class Services:
             await workers.scheduler.stop()
             workers.vad.stop()
         await self.pool.stop()
+        if self.aligner is not None:
+            await self.aligner.stop()
         if self.state != "failed":
             self.state = "stopped"
 
@@ -259,7 +269,16 @@ class Services:
         scheduler = StepScheduler(options, self.metrics, self._clock, self._died)
         scheduler.on_crash = self.pool.look
         scheduler.start()
-        return Workers(batcher, scheduler, self.metrics, self._latencies, self._clock)
+        return Workers(batcher, scheduler, self.metrics, self._latencies, self._clock, self.aligner)
+
+    def _aligner_desk(self, given: Aligner | None) -> AlignerDesk | None:
+        """Return who places words, if that is wanted and the engine does not do it itself."""
+        settings = self._settings
+        if all(engine.info.word_times for engine in self._engines.values()):
+            return None
+        if given is None and settings.word_times:
+            given = load_aligner(AlignerOptions(settings.aligner_model_path, settings.model_dtype))
+        return None if given is None else AlignerDesk(given, self.metrics, self._clock)
 
     def _died(self) -> None:
         """Serve nobody any more: without scheduler or pool no session would ever hear a thing."""
@@ -306,6 +325,7 @@ class Services:
             manual_max_s=settings.manual_max_s,
             idle_timeout_s=settings.idle_timeout_s,
             finish_timeout_s=settings.finish_timeout_s,
+            align_words=self.aligner is not None,
         )
         return LiveOptions(
             session,
@@ -347,6 +367,7 @@ def _engines(settings: Settings) -> dict[str, Engine]:
         queue_timeout_s=settings.queue_timeout_s,
         longest_interval_s=settings.streaming_chunk_size_sec,
         kv_cache_bytes=round(settings.kv_cache_gb * 2**30) or None,
+        reserved_bytes=ALIGNER_BYTES if settings.word_times else 0,
         max_decoders=settings.pocketsphinx_decoders,
         server_urls=settings.vllm_urls,
         server_key=settings.vllm_api_key.get_secret_value(),

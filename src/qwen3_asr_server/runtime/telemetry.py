@@ -127,15 +127,17 @@ class Telemetry:
             case messages.Closing() | messages.Finished():
                 pass
 
-    def closed(self, reason: str, *, stale_outcomes: int) -> None:
+    def closed(self, reason: str, *, stale_outcomes: int, words_missed: int = 0) -> None:
         """Note the end of the session: metrics and one line in the log.
 
         Args:
             reason: one word.
             stale_outcomes: as the machine counted them.
+            words_missed: likewise.
         """
         self._metrics.sessions.labels(reason).inc()
         self._metrics.stale_outcomes.inc(stale_outcomes)
+        self._metrics.words_missed.inc(words_missed)
         totals: dict[str, object] = {
             "reason": reason,
             "audio_s": round(self._received / SAMPLE_RATE, 1),

@@ -7,6 +7,7 @@ never taken back once shown, and an unstable tail.
 It knows nothing of VAD, jobs or time; `machine.py` moves the states.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qwen3_asr_server.domain import Hypothesis, StepKind, StreamOptions, Word
@@ -40,8 +41,24 @@ class Piece:
     candidate: tuple[int, Hypothesis] | None = None
     """An answer that is the final, should the piece end there."""
     final: Hypothesis | None = None
+    placing: int | None = None
+    """The end of the range whose words are being placed."""
+    placed: tuple[int, Sequence[Word]] | None = None
+    """The words that were placed last, and the end of their range."""
     failures: int = 0
     error: AsrServerError | None = None
+
+    @property
+    def words(self) -> Sequence[Word]:
+        """The words of its final, relative to its start; empty where nobody has placed them."""
+        if self.final is not None and self.final.words:
+            return self.final.words
+        return self.placed[1] if self.placed and self.placed[0] == self.end else ()
+
+    @property
+    def waits_for_words(self) -> bool:
+        """Whether the words of its final are being placed."""
+        return self.placing is not None and self.placing == self.end
 
     @property
     def over(self) -> bool:
@@ -143,7 +160,7 @@ class Item:
         words: list[Word] = []
         floor = 0
         for piece in self.pieces:
-            for word in piece.final.words if piece.final else ():
+            for word in piece.words if piece.final else ():
                 placed = word.shifted(piece.start)
                 if not piece.overlaps or (placed.start + placed.end) // 2 >= floor:
                     words.append(placed)

@@ -24,6 +24,7 @@ from typing import assert_never
 from qwen3_asr_server.domain import SessionConfig, samples_of_ms
 from qwen3_asr_server.errors import AsrServerError, EmptyCommit, EngineTimeout, IdleTimeout, InvalidAudio
 from qwen3_asr_server.messages import (
+    Aligned,
     AppendAudio,
     AppendBytes,
     Clear,
@@ -108,6 +109,8 @@ class SessionMachine:
                 self._speech.failed(outcome)
             case Lost():
                 self._speech.lost(outcome)
+            case Aligned():
+                self._speech.aligned(outcome)
             case _:
                 assert_never(outcome)
         self._settle(now)
@@ -117,9 +120,13 @@ class SessionMachine:
         self._heard_from_client = now
 
     def tick(self, now: float) -> None:
-        """Look at the clock: the idle limit, or the finish deadline."""
-        timeout = self.next_timeout()
-        if timeout is None or now < timeout:
+        """Look at the clock: a final that has waited for its words, the idle limit, or the finish deadline."""
+        if self.done:
+            return
+        if self._speech.words.due is not None and now >= self._speech.words.due:
+            self._settle(now)
+        timeout = self._session_timeout()
+        if self.done or now < timeout:
             return
         if not self._finish_asked:
             error = IdleTimeout("The session was closed because nothing was received for too long.")
@@ -131,6 +138,10 @@ class SessionMachine:
         """Return when `tick` will have something to do; None when nothing is awaited."""
         if self.done:
             return None
+        due = self._speech.words.due
+        return self._session_timeout() if due is None else min(due, self._session_timeout())
+
+    def _session_timeout(self) -> float:
         if self._finish_asked:
             return self._progress + self._options.finish_timeout_s
         return self._heard_from_client + self._options.idle_timeout_s
@@ -172,6 +183,11 @@ class SessionMachine:
     def stale_outcomes(self) -> int:
         """Answers that came for a piece or track that was gone."""
         return self._stale_scores + self._speech.stale_outcomes
+
+    @property
+    def words_missed(self) -> int:
+        """Finals told without the word times that were asked for, though there is an aligner."""
+        return self._speech.words.missed
 
     @property
     def waiting_commands(self) -> int:
@@ -296,7 +312,7 @@ class SessionMachine:
         """Derive what follows from the new state: markers reached, items told, jobs queued."""
         while (marker := self._track.reached()) is not None:
             self._reach(marker, now)
-        self._speech.tell()
+        self._speech.tell(now)
         if self._finish_reached and self._speech.empty:
             self._finish()
             return

@@ -59,6 +59,10 @@ class SessionOptions:
     """Text is confirmed when two hypotheses agree on it and its audio is older than this."""
     language_evidence_s: float = 1.5
     """Shortest piece, with its lead-in, whose language counts for what a session's language is."""
+    align_words: bool = False
+    """Ask for the places of words that the engine does not give, for clients who want them."""
+    words_wait_s: float = 0.3
+    """How long a final that is ready waits for them."""
     max_finals_in_flight: int = 4
     """Finals and candidates of one session that run at once; the rest wait in the session."""
     transcript_chars: int = 1_000_000

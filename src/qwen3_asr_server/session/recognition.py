@@ -17,13 +17,16 @@ that was in an engine when it died is not: it may be what killed it. It fails wh
 It knows no VAD, no commands and no clock beyond the `now` it is given; `machine.py` is its only caller.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from qwen3_asr_server.domain import SAMPLE_RATE, Samples, SessionConfig, StepKind, StreamOptions, samples_of_ms
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.messages import (
+    Aligned,
     Committed,
     Decode,
     DecodeFailed,
@@ -39,6 +42,7 @@ from qwen3_asr_server.messages import (
 )
 from qwen3_asr_server.session.items import Item, Piece
 from qwen3_asr_server.session.options import SessionOptions
+from qwen3_asr_server.session.words import WordTimes
 from qwen3_asr_server.text.join import join_texts
 from qwen3_asr_server.text.languages import ESTABLISHED_BY, established
 from qwen3_asr_server.text.stability import StablePrefix
@@ -68,6 +72,7 @@ class Recognition:
     Attributes:
         events, jobs: what has been decided since the owner last took them.
         open: the item that grows now.
+        words: which words are waited for.
         stale_outcomes: answers for a piece that was gone.
     """
 
@@ -85,6 +90,7 @@ class Recognition:
         self.events: list[Event] = []
         self.jobs: list[Job] = []
         self.open: Item | None = None
+        self.words = WordTimes(options)
         self.stale_outcomes = 0
 
     @property
@@ -98,8 +104,11 @@ class Recognition:
         return join_texts(self._transcripts)
 
     def first_needed(self, default: int) -> int:
-        """Return the first sample that a piece may still be decoded from."""
-        return min((piece.start for _, piece in self._pieces.values()), default=default)
+        """Return the first sample that a piece may still be decoded from, or cut at."""
+        pieces = [piece for _, piece in self._pieces.values()]
+        if self.open is not None and self.open.open_piece is not None:
+            pieces.append(self.open.open_piece)
+        return min((piece.start for piece in pieces), default=default)
 
     def unheard_samples(self, frontier: int) -> int:
         """Return how much of the judged audio no engine has heard yet."""
@@ -157,6 +166,7 @@ class Recognition:
         self._items.remove(item)
         if item.visible:
             self.events.append(SpeechStopped(item.number, at))
+        self.words.forget(item)
         for piece in item.pieces:
             self._release(piece)
 
@@ -175,7 +185,7 @@ class Recognition:
                 self.events.append(SpeechStopped(self.open.number, at))
             self.commit()
         self.release_all()
-        self.tell()
+        self.tell(math.inf)
 
     # Decodes
 
@@ -227,6 +237,9 @@ class Recognition:
             piece.hear(heard.hypothesis, heard.upto)
         if heard.kind is StepKind.FINAL or (heard.kind is StepKind.CANDIDATE and heard.hypothesis.final):
             piece.candidate = (heard.upto, heard.hypothesis)
+            read = partial(self._read, piece.start, heard.upto, piece.limit)
+            align = self.words.ask(item, piece, heard.hypothesis, heard.upto, read)
+            self.jobs += [align] if align is not None else []
         self._settle_piece(piece)
         self._show(item)
 
@@ -261,18 +274,22 @@ class Recognition:
         self._settle_piece(found[1])
         return found
 
-    def tell(self) -> None:
-        """Tell the finals and failures that are ready, in order."""
-        while self._items and self._items[0].ready:
+    def aligned(self, aligned: Aligned) -> None:
+        """Take in the places of words."""
+        self.stale_outcomes += not self.words.take(aligned)
+
+    def tell(self, now: float) -> None:
+        """Tell the finals and failures that are ready, in order; a final may have to wait for its words."""
+        while self._items and self._items[0].ready and not self.words.holds_back(self._items[0], now):
             item = self._items.popleft()
+            words = self.words.told(item)
             if item.error is not None:
                 self.events.append(UtteranceFailed(item.number, item.error))
                 continue
             text = item.transcript()
             self._remember(text)
-            words = tuple(item.all_words()) if item.words_wanted else ()
             confidence = item.confidence() if item.words_wanted else None
-            self.events.append(Final(item.number, text, item.spoken_language(), words or None, confidence))
+            self.events.append(Final(item.number, text, item.spoken_language(), words, confidence))
 
     # Helpers
 

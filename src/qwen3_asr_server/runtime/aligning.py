@@ -1,0 +1,130 @@
+"""The owner of the forced aligner: sessions hand in texts, and get the places of their words.
+
+A request that comes too late for its final, fails, or finds too many before it costs nobody more than the word times.
+When the aligner dies it is started again, with growing pauses. Knows no sessions beyond a callback; built by the
+services.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from qwen3_asr_server.domain import Word
+from qwen3_asr_server.engines._base import Aligner
+from qwen3_asr_server.errors import EngineError
+from qwen3_asr_server.messages import Align, Aligned
+from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime.alarm import Clock
+from qwen3_asr_server.runtime.backoff import Backoff
+
+_log = logging.getLogger(__name__)
+
+MAX_REQUESTS: Final = 128
+"""Requests at once; the aligner batches them, and more would all come too late."""
+TIMEOUT_S: Final = 5.0
+"""Longest request. No final waits for so long."""
+
+Deliver = Callable[[Aligned], None]
+
+
+class AlignerDesk:
+    """Run an aligner for all sessions.
+
+    Args:
+        aligner: not started yet.
+        metrics: where requests are counted and timed.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, aligner: Aligner, metrics: Metrics, clock: Clock) -> None:
+        self._aligner = aligner
+        self._metrics = metrics
+        self._clock = clock
+        self._running: dict[tuple[Deliver, int], asyncio.Task[None]] = {}
+        self._restart: asyncio.Task[None] | None = None
+        self._backoff = Backoff()
+        self._stopping = False
+
+    @property
+    def model(self) -> str:
+        """Which aligner it is."""
+        return self._aligner.model
+
+    async def start(self) -> None:
+        """Load the aligner.
+
+        Raises:
+            EngineError: with a reason a user can act upon.
+        """
+        await self._aligner.start()
+        self._backoff.runs(self._clock())
+
+    async def stop(self) -> None:
+        """Give up what runs and release everything. Safe to call twice, or without `start`."""
+        self._stopping = True
+        tasks = {*self._running.values(), *([self._restart] if self._restart else [])}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._aligner.stop()
+
+    def submit(self, job: Align, deliver: Deliver) -> None:
+        """Place words; `deliver` is told in any case, unless a later job of the same piece replaces this one."""
+        key = (deliver, job.piece)
+        earlier = self._running.pop(key, None)
+        if earlier is not None:
+            earlier.cancel()
+        if self._stopping or self._restart is not None or len(self._running) >= MAX_REQUESTS:
+            self._metrics.alignments.labels("refused").inc()
+            deliver(Aligned(job.piece, job.upto, ()))
+            return
+        task = asyncio.create_task(self._place(job, deliver), name="align")
+        self._running[key] = task
+        task.add_done_callback(lambda done: self._over(key, done))
+
+    def forget(self, deliver: Deliver) -> None:
+        """Give up what runs for a session."""
+        for key in [key for key in self._running if key[0] == deliver]:
+            self._running.pop(key).cancel()
+
+    async def _place(self, job: Align, deliver: Deliver) -> None:
+        began = self._clock()
+        words: Sequence[Word] = ()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                words = await self._aligner.align(job.audio, job.text, job.language)
+        except TimeoutError:
+            result = "timeout"
+        except EngineError as error:
+            result = "failed"
+            _log.warning("words could not be placed: %s", error.message)
+        except Exception:  # noqa: BLE001 - the boundary to the aligner
+            result = "failed"
+            _log.exception("words could not be placed")
+        else:
+            result = "placed" if words else "unsupported"
+            self._metrics.align_seconds.observe(self._clock() - began)
+        self._metrics.alignments.labels(result).inc()
+        if self._aligner.dead and self._restart is None and not self._stopping:
+            self._restart = asyncio.create_task(self._start_again(), name="restart the aligner")
+        deliver(Aligned(job.piece, job.upto, words))
+
+    def _over(self, key: tuple[Deliver, int], task: asyncio.Task[None]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
+
+    async def _start_again(self) -> None:
+        _log.error("the aligner has died and is started again")
+        while True:
+            await asyncio.sleep(self._backoff.failed(self._clock()))
+            try:
+                await self._aligner.stop()
+                await self._aligner.start()
+            except Exception:  # noqa: BLE001 - a task of its own: nobody else would hear of it
+                _log.exception("the aligner could not be started again")
+                continue
+            self._backoff.runs(self._clock())
+            self._restart = None
+            return
