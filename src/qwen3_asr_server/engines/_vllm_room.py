@@ -114,11 +114,11 @@ class KvRoom:
             if not place.done():
                 place.set_exception(error)
 
-    def flat(self) -> dict[str, float]:
-        """Return the numbers by name."""
+    def flat(self) -> dict[str, int | float]:
+        """Return the numbers by name: levels as `float`, counts as `int`."""
         return {
-            "kv_tokens": self._tokens or 0,
-            "kv_tokens_charged": self.charged,
+            "kv_tokens": float(self._tokens or 0),
+            "kv_tokens_charged": float(self.charged),
             "kv_retention_s": round(self.retention_s, 1),
             "kv_partials_skipped": self.skipped,
             "kv_finals_waited": self.waited,

@@ -199,8 +199,8 @@ class VllmStream:
 
     def _language_chance(self, written: "_Written") -> float | None:
         """Return how sure the model was of the language it named; None if nobody knows."""
-        end = written.ids.index(self._tools.prompt.asr_text) if self._tools.prompt.asr_text in written.ids else 0
-        return min(written.chances[:end], default=None) if len(written.chances) == len(written.ids) else None
+        known = len(written.chances) == len(written.ids)
+        return min(written.chances[: self._header_end(written.ids)], default=None) if known else None
 
     def _suspect(self, written: "_Written") -> Suspicion | None:
         """Judge an answer, and count what is found."""
@@ -274,10 +274,12 @@ class VllmStream:
     def _hypothesis(self, written: "_Written") -> Hypothesis:
         parsed = parse_output(self._tools.decode(written.ids), self._language)
         code = parsed.language_code
-        chances = written.chances if len(written.chances) == len(written.ids) else ()
-        begin = written.ids.index(self._tools.prompt.asr_text) + 1 if self._tools.prompt.asr_text in written.ids else 0
-        return Hypothesis(
-            parsed.text,
-            code if code in self._tools.languages else None,
-            confidence=sum(chances[begin:]) / len(chances[begin:]) if parsed.text and chances[begin:] else None,
-        )
+        end = self._header_end(written.ids)
+        chances = written.chances[end:] if parsed.text and len(written.chances) == len(written.ids) else ()
+        # Rounded, because the last digits depend on the batch.
+        confidence = round(sum(chances) / len(chances), 2) if chances else None
+        return Hypothesis(parsed.text, code if code in self._tools.languages else None, confidence=confidence)
+
+    def _header_end(self, ids: TokenIds) -> int:
+        """Return how many ids the header has, its end included; 0 without one."""
+        return ids.index(self._tools.prompt.asr_text) + 1 if self._tools.prompt.asr_text in ids else 0
