@@ -120,6 +120,13 @@ def test_failures_never_lose_an_item(script: Script, seed: int, vad: bool) -> No
     assert_conversation(sim.events, may_fail=True)
 
 
+@given(SCRIPTS, st.integers(0, 2**32), st.booleans(), st.sampled_from([0.01, 0.1, 0.5]))
+def test_deaths_of_the_engine_never_lose_an_item(script: Script, seed: int, vad: bool, deaths: float) -> None:
+    sim = Sim(VAD if vad else MANUAL, Random(seed), SHORT, deaths=deaths)
+    sim.run([*packets(audio(script), [1600]), *([] if vad or not script else [Commit()]), Finish()])
+    assert_conversation(sim.events, may_fail=True)
+
+
 @given(st.integers(1, 400), SIZES, st.integers(0, 2**32), st.booleans())
 def test_silence_never_reaches_the_engine(frames: int, sizes: list[int], seed: int, vad: bool) -> None:
     sim = conversation([(0.01, frames)], sizes, VAD if vad else MANUAL, seed, SessionOptions())

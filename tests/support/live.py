@@ -1,7 +1,7 @@
 """A live session in virtual time: real machine, scheduler and decoder, a detector that answers at once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,13 +42,15 @@ class DirectVadStream:
     closed: bool = False
     resets: int = 0
 
-    async def score(self, frames: Any) -> Any:
+    def submit(self, frames: Any, deliver: Callable[[Any], None]) -> None:
         assert not self.closed
-        if self.batcher.failure is not None:
-            raise self.batcher.failure
-        await asyncio.sleep(self.batcher.score_s)
         states = np.zeros((len(frames), 1), np.float32)
-        return self.batcher.model.score(frames, states)[0]
+        answer = self.batcher.failure or self.batcher.model.score(frames, states)[0]
+        asyncio.get_running_loop().call_later(self.batcher.score_s, self._deliver, deliver, answer)
+
+    def _deliver(self, deliver: Callable[[Any], None], answer: Any) -> None:
+        if not self.closed:
+            deliver(answer)
 
     def reset(self) -> None:
         self.resets += 1
@@ -67,6 +69,7 @@ class Stage:
     events: list[Event]
     metrics: Metrics
     vad: DirectVad
+    scheduler: StepScheduler
     running: "asyncio.Task[None]"
 
     def of(self, *kinds: type[Event]) -> list[Any]:
@@ -114,7 +117,7 @@ async def staged(
     live = LiveSession(config or SessionConfig(), limits, workers, emit or events.append)
     running = asyncio.create_task(live.run())
     try:
-        yield Stage(live, events, metrics, vad, running)
+        yield Stage(live, events, metrics, vad, scheduler, running)
     finally:
         live.end("test")
         await asyncio.wait({running}, timeout=60)

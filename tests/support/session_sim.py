@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from qwen3_asr_server.domain import FRAME_SAMPLES, GRID_SAMPLES, Hypothesis, Samples, SessionConfig, StepKind
-from qwen3_asr_server.errors import EngineTimeout
+from qwen3_asr_server.errors import EngineCrashed, EngineTimeout
 from qwen3_asr_server.messages import (
     AppendAudio,
     Command,
@@ -22,6 +22,7 @@ from qwen3_asr_server.messages import (
     Event,
     Final,
     Heard,
+    Lost,
     Outcome,
     Partial,
     Release,
@@ -73,6 +74,8 @@ class Sim:
     """Share of decodes that fail."""
     skips: float = 0.1
     """Share of partials and candidates that the engine has no room for."""
+    deaths: float = 0.0
+    """Share of turns at which the engine dies with all that it has begun."""
     events: list[Event] = field(default_factory=list)
     decoded: list[Decode] = field(default_factory=list)
     now: float = 0.0
@@ -80,6 +83,7 @@ class Sim:
     def __post_init__(self) -> None:
         self.machine = SessionMachine(self.config, self.options, self.now)
         self._work: list[ScoreFrames | Decode] = []
+        self._begun: set[int] = set()
         self._eager = self.rng.choice([0.1, 0.5, 0.9, 1.0])  # how readily input comes before answers
         self._vad_first = self.rng.random() < 0.5
         self.peak_buffered = 0
@@ -89,11 +93,13 @@ class Sim:
         waiting = list(commands)[::-1]
         while waiting or self._work or self.machine.offer():
             self.now += self.rng.choice([0.0, 0.001, 0.01, 0.1, 2.0])
+            if self.rng.random() < self.deaths:
+                self._die()
             choices = [self._answer] * len(self._work) + [self._pull] * (self.machine.offer() is not None)
             if waiting and (not choices or self.rng.random() < self._eager):
                 self.machine.handle(waiting.pop(), self.now)
             else:
-                self.rng.choice(choices)()
+                self.rng.choice(choices or [lambda: None])()
             self.collect()
         return self.events
 
@@ -104,7 +110,7 @@ class Sim:
         for job in self.machine.jobs_to_run():
             match job:
                 case Release(piece=piece):
-                    self._work = [w for w in self._work if not (isinstance(w, Decode) and w.piece == piece)]
+                    self._drop(piece)
                 case Decode():
                     self._start(job)
                 case ScoreFrames():
@@ -116,6 +122,7 @@ class Sim:
         assert len(job.audio) == job.upto - job.start > 0
         assert len(job.audio) % GRID_SAMPLES == 0
         self.decoded.append(job)
+        self._begun.add(job.piece)
         self._work.append(job)
 
     def _pull(self) -> None:
@@ -123,6 +130,18 @@ class Sim:
         assert job is not None
         assert job.kind is StepKind.PARTIAL
         self._start(job)
+
+    def _drop(self, piece: int) -> None:
+        self._begun.discard(piece)
+        self._work = [w for w in self._work if not (isinstance(w, Decode) and w.piece == piece)]
+
+    def _die(self) -> None:
+        lost = sorted(self._begun)
+        for piece in lost:
+            self._drop(piece)
+        for piece in lost:
+            self.machine.outcome(Lost(piece, EngineCrashed("it died")), self.now)
+            self.collect()
 
     def _answer(self) -> None:
         scores = [i for i, job in enumerate(self._work) if isinstance(job, ScoreFrames)]

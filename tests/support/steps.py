@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
-from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Outcome, Skipped
+from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Lost, Outcome, Skipped
 from qwen3_asr_server.runtime.lanes import Lane
 from qwen3_asr_server.session.recognition import Offer
 
@@ -74,7 +74,7 @@ class Speaker:
     last_step: float = 0.0
     lane: Lane | None = None
     pulls: list[float] = field(default_factory=list)
-    outcomes: list[Heard | Skipped | DecodeFailed] = field(default_factory=list)
+    outcomes: list[Heard | Skipped | DecodeFailed | Lost] = field(default_factory=list)
     running: bool = False
 
     def offer(self) -> Offer | None:
@@ -90,7 +90,7 @@ class Speaker:
         return decode(StepKind.PARTIAL, piece=0)
 
     def deliver(self, outcome: Outcome) -> None:
-        assert isinstance(outcome, Heard | Skipped | DecodeFailed)
+        assert isinstance(outcome, Heard | Skipped | DecodeFailed | Lost)
         self.outcomes.append(outcome)
         self.running = self.running and outcome.piece != 0
         assert self.lane is not None

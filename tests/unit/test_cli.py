@@ -143,7 +143,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_engine_that_does_not_start(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen3_asr_server.runtime.services.load_engine", lambda name, options: _Broken())
+    monkeypatch.setattr("qwen3_asr_server.runtime.models.load_engine", lambda name, options: _Broken())
     assert failure(capsys, "--port", "0") == "qwen3-asr-server: The weights are not there."
 
 

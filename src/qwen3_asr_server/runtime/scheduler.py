@@ -244,7 +244,7 @@ class StepScheduler:
 
     def _expire(self) -> None:
         """Fail what waited for too long, or waits for an engine that did not start."""
-        oldest = self._clock() - self._options.queue_timeout_s
+        now = self._clock()
         queue, self._urgent = self._urgent, []
         for entry in queue:
             step = entry[-1]
@@ -252,7 +252,7 @@ class StepScheduler:
                 continue
             if self._failure is not None:
                 self._answer(step, _failed(step, self._failure))
-            elif step.queued_at <= oldest:
+            elif step.queued_at + self._options.queue_timeout_s <= now:
                 self._answer(step, _failed(step, EngineTimeout("The recogniser had no time for this utterance.")))
             else:
                 self._urgent.append(entry)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwen3_asr_server.domain import Hypothesis, StepKind
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady, EngineTimeout, InvalidValue
-from qwen3_asr_server.messages import DecodeFailed, Heard, Skipped
+from qwen3_asr_server.messages import DecodeFailed, Heard, Lost, Skipped
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from support.clock import clock, settle, virtual_time
@@ -386,6 +386,75 @@ async def test_steps_fail_when_it_cannot_load_until_it_can():
         speaker.lane.submit(decode(FINAL, 3))
         await asyncio.sleep(1)
         assert speaker.outcomes[-1] == Heard(3, FINAL, 16000, Hypothesis("text"))
+
+
+# Death
+
+
+@virtual_time
+async def test_an_engine_that_is_gone_takes_with_it_what_it_had_begun_and_nothing_else():
+    engine, other = HeldEngine(step_s=1.0), HeldEngine()
+    async with scheduling(engine, max_urgent=1) as scheduler:
+        begun, waiting = (attach(scheduler, n, speaking=False) for n in range(2))
+        begun.lane.submit(decode(FINAL, 1))
+        waiting.lane.submit(decode(FINAL, 1))
+        await asyncio.sleep(0.5)
+        error = EngineCrashed("it died")
+        scheduler.engine_gone(error)
+        assert begun.outcomes == [Lost(1, error)]
+        assert not scheduler.is_open
+        await asyncio.sleep(30)
+        assert not engine.running
+        assert waiting.outcomes == []
+        scheduler.engine_ready(other)
+        await asyncio.sleep(0.2)
+        assert waiting.outcomes == [Heard(1, FINAL, 16000, Hypothesis("text"))]
+        assert other.opened == 1
+        assert begun.outcomes == [Lost(1, error)]
+        assert not scheduler.crowded
+
+
+@virtual_time
+async def test_an_utterance_between_two_steps_is_lost_too():
+    engine = HeldEngine()
+    async with scheduling(engine) as scheduler:
+        speaker = attach(scheduler)
+        speaker.lane.notify()
+        await asyncio.sleep(0.55)
+        assert not engine.running
+        speaker.speaking = False
+        scheduler.engine_gone(EngineCrashed("it died"))
+        assert isinstance(speaker.outcomes[-1], Lost)
+        await settle()
+        assert engine.closed == 1
+
+
+@virtual_time
+async def test_a_crashed_step_asks_whether_all_is_lost_before_it_is_answered():
+    def crash(kind):
+        raise EngineCrashed("it died")
+
+    async with scheduling(HeldEngine(on_step=crash)) as scheduler:
+        speaker = attach(scheduler, speaking=False)
+        error = EngineCrashed("all of it")
+        scheduler.on_crash = lambda: scheduler.engine_gone(error)
+        speaker.lane.submit(decode(FINAL, 1))
+        await asyncio.sleep(0.2)
+        assert speaker.outcomes == [Lost(1, error)]
+
+
+@virtual_time
+async def test_the_time_without_an_engine_is_no_crowd():
+    engine = HeldEngine(step_s=0.01)
+    async with scheduling(engine, ready=False, longest_interval_s=2.0) as scheduler:
+        for number in range(3):
+            attach(scheduler, number, speaking=False).lane.submit(decode(FINAL, 1))
+        await asyncio.sleep(30)
+        scheduler.engine_ready(engine)
+        assert not scheduler.crowded
+        await asyncio.sleep(1)
+        assert not scheduler.crowded
+        assert scheduler.stats()["partial_slots"] > 1
 
 
 # Everything together
