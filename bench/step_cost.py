@@ -6,8 +6,8 @@ streaming of the package qwen-asr does: one audio item that grows and is encoded
 it always follow our policy. Counted is what vLLM was asked and what its encoder was given, so the counts do not depend
 on the machine; the times do.
 
-    python bench/step_cost.py                               the tiny checkpoint; about six minutes
-    python bench/step_cost.py --shape 0.6B                  random weights of the published shape; about as long
+    python bench/step_cost.py                               the tiny checkpoint; about eight minutes
+    python bench/step_cost.py --shape 0.6B                  random weights of the published shape; about six
     python bench/step_cost.py --seconds 20 --others 4       a short look
     python bench/step_cost.py --report                      table and plots in docs/ from the newest results
 
@@ -192,7 +192,7 @@ def row_of(measured: Measured, policy: str, cadence_s: float, seconds: float) ->
         "cached": spread([step.cached for step in rounds]),
         "embeddings": spread([step.embeddings for step in rounds]),
         "written": spread([step.written for step in rounds]),
-        "wall_ms": spread([1000 * step.wall_s for step in rounds]),
+        "wall_ms": spread([round(1000 * step.wall_s, 1) for step in rounds]),
         "serial_per_final": spread(finals) | {"mean": round(sum(finals) / max(1, len(finals)), 2)},
         "serial_if_fresh_mean": round(sum(step.answer + 1 for step in whole) / max(1, len(whole)), 2),
         "candidates_and_finals": len(whole),

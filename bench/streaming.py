@@ -5,7 +5,7 @@ the server found it: the first partial from the first audible sample, the final 
 which is the arrival of `speech_stopped` or, as vLLM's server finds none, the moment its client says that speech ended.
 All three servers run the same checkpoint on the same machine, one after the other.
 
-    python bench/streaming.py                                        all of it, about ten minutes
+    python bench/streaming.py                                        all of it, about nine minutes
     python bench/streaming.py --servers ours --sessions 1,4 --seconds 15
     python bench/streaming.py --report                               table and plot in docs/ from the newest results
 
@@ -246,7 +246,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", default=SESSIONS, help="numbers of sessions (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="audio of each session (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=25.0, help="audio of each session (%(default)s)")
     parser.add_argument("--silence-ms", type=int, default=400, help="silence that ends an utterance (%(default)s)")
     parser.add_argument("--servers", default=",".join(CONTENDERS), help="which of: %(default)s")
     parser.add_argument("--note", default="", help="written into the rows: what to know about this run")
