@@ -84,10 +84,12 @@ async def test_verified_finals_are_fresh_finals_of_two_hundred_clips(
 
 
 async def test_a_hundred_sessions_encode_each_closed_window_once(engine: VllmEngine, record_property: Record) -> None:
-    """Interleaved, of distinct speech, finals included; again only where the loudness of a piece rose later."""
+    """Interleaved, of distinct speech, finals included. Each is loudest at its beginning, so that no floor rises."""
     speeds = np.linspace(0.95, 1.05, 100)
     whole = islice(long_audio(17.5), 100)
     audios = [on_grid(soxr.resample(audio, speed, 1.0)) for audio, speed in zip(whole, speeds, strict=True)]
+    for audio in audios:
+        audio[2 * SAMPLE_RATE :] *= 0.3
     assert len({audio.tobytes() for audio in audios}) == 100
     await engine.core.vllm.collective_rpc("count_windows")
     streams = [engine.open_stream(PLAIN) for _ in audios]
@@ -96,12 +98,12 @@ async def test_a_hundred_sessions_encode_each_closed_window_once(engine: VllmEng
         assert None not in await asyncio.gather(*steps)
     await asyncio.gather(*[s.step(a, StepKind.CANDIDATE) for s, a in zip(streams, audios, strict=True)])
     (frames,) = await engine.core.vllm.collective_rpc("counted_windows")
-    lifted = sum(len(stream.lifted_windows) for stream in streams)
-    closed = sum((len(audio) - 200) // 128_000 for audio in audios)
+    assert not any(stream.lifted_windows for stream in streams)
     for stream in streams:
         await stream.close()
-    record_property("figure", f"{len(frames)} windows encoded; {closed} closed ones, {lifted} again as the floor rose")
-    assert sum(length == 800 for length in frames) == closed + lifted
+    closed = sum((len(audio) - 200) // 128_000 for audio in audios)
+    record_property("figure", f"{closed} closed windows and {len(frames) - closed} open ones encoded")
+    assert frames.count(800) == closed > 150
     assert engine.stats()["kv_tokens_charged"] == 0
 
 
@@ -233,45 +235,45 @@ async def test_what_does_not_fit_in_the_cache_waits(small: VllmEngine, record_pr
     assert 0 < stats["kv_retention_s"] < 3600
 
 
-@pytest.mark.parametrize("victim", ["core", "worker"])
-async def test_a_dead_core_is_seen_at_once_and_another_takes_its_place(
-    small: VllmEngine, victim: str, record_property: Record
+async def test_a_core_that_dies_in_mid_step_fails_every_step_and_another_takes_its_place(
+    small: VllmEngine, record_property: Record
 ) -> None:
-    """Killed in mid-step: every waiting step fails at once. Killed while nothing runs: that is seen too."""
     audios = [on_grid(audio) for audio in islice(long_audio(20), 6)]
     wanted = (await fresh(small, audios[0])).answer
     streams = [small.open_stream(PLAIN) for _ in audios]
     steps = [asyncio.create_task(s.step(a, StepKind.FINAL)) for s, a in zip(streams, audios, strict=True)]
-    if victim == "core":
-        while small.core.vllm.get_num_unfinished_requests() < len(audios):  # noqa: ASYNC110 - vLLM tells nobody
-            await asyncio.sleep(0)
-    else:
-        await asyncio.gather(*steps)
-    assert not small.dead
-    killed_at = time.monotonic()
-    kill(victim)
+    while small.core.vllm.get_num_unfinished_requests() < len(audios):  # noqa: ASYNC110 - vLLM tells nobody
+        await asyncio.sleep(0)
+    kill("EngineCore")
+    began = time.monotonic()
     async with asyncio.timeout(10):
-        while not small.dead:  # noqa: ASYNC110 - as the engine pool does, only sooner
-            await asyncio.sleep(0.01)
-        seen_s = time.monotonic() - killed_at
         ended = await asyncio.gather(*steps, return_exceptions=True)
-    failed_s = time.monotonic() - killed_at
-    if victim == "core":
-        assert all(isinstance(one, EngineCrashed) for one in ended), ended
-    with pytest.raises(EngineCrashed):
-        await small.open_stream(PLAIN).step(audios[0], StepKind.FINAL)
+    record_property("figure", f"all steps failed within {time.monotonic() - began:.2f} s")
+    assert all(isinstance(one, EngineCrashed) for one in ended), ended
+    assert small.dead
     for stream in streams:
         await stream.close()
 
     await small.stop()
     assert not small.dead
     await small.start()
-    record_property("figure", f"seen after {seen_s:.2f} s, all steps failed after {failed_s:.2f} s")
+    assert not small.dead
     assert (await fresh(small, audios[0])).answer == wanted
 
 
-def kill(victim: str) -> None:
-    """Kill the newest of vLLM's engine cores, or its worker."""
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in descendants(os.getpid())}
-    wanted = "EngineCore" if victim == "core" else "Worker"
-    os.kill(max(pid for pid, name in names.items() if wanted in name), signal.SIGKILL)
+async def test_a_worker_that_dies_while_nothing_runs_is_missed(small: VllmEngine, record_property: Record) -> None:
+    assert not small.dead
+    kill("Worker")
+    began = time.monotonic()
+    async with asyncio.timeout(10):
+        while not small.dead:  # noqa: ASYNC110 - as the engine pool does, only more often
+            await asyncio.sleep(0.01)
+    record_property("figure", f"seen after {time.monotonic() - began:.2f} s")
+    with pytest.raises(EngineCrashed):
+        await small.open_stream(PLAIN).step(on_grid(next(long_audio(5))), StepKind.FINAL)
+
+
+def kill(name: str) -> None:
+    """Kill the newest of vLLM's processes of this name."""
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in descendants(os.getpid())}
+    os.kill(max(pid for pid, title in titles.items() if name in title), signal.SIGKILL)

@@ -27,9 +27,10 @@ def mended(hypothesis: Hypothesis, suspicion: Suspicion | None) -> Hypothesis:
 
 
 def without_loop(text: str) -> str:
-    """Return a text in which what is said again and again stands once."""
-    loop = find_loop(text)
-    return text if loop is None else (text[: loop.first_end] + text[loop.end :]).strip()
+    """Return a text in which what is said again and again stands once, as often as another loop is left."""
+    while (loop := find_loop(text)) is not None:
+        text = (text[: loop.first_end] + text[loop.end :]).strip()
+    return text
 
 
 def audible_samples(audio: Samples) -> int:

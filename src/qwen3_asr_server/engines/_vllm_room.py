@@ -8,7 +8,8 @@ audio and text from its first step to its close, and
     retention         ≥ 3 intervals           how long the cache holds what is written now
 
 What does not fit: partials and candidates are left out, a final waits. A stream that is charged already always gets
-its final, so that finals end and room comes free; and where nobody is charged there is room for everybody.
+its final, so that finals end and room comes free; and where nobody is charged there is room for everybody. Few finals
+wait at once: whoever waits holds one of the scheduler's turns, which the finals that free the room need too.
 
 Knows no vLLM and no audio. Streams (`_vllm_stream`) ask it before each step; the engine builds it.
 """
@@ -26,6 +27,8 @@ from qwen3_asr_server.errors import EngineError, EngineTimeout
 SHARE: Final = 0.6
 INTERVALS: Final = 3.0
 LONGEST_RETENTION_S: Final = 3600.0
+MOST_WAITING: Final = 8
+"""Finals; one more, and the oldest is let in though it does not fit: vLLM then makes room by forgetting."""
 _RATE_S: Final = 5.0
 """Time over which the rate of writing is averaged."""
 
@@ -128,6 +131,7 @@ class KvRoom:
         self.waited += 1
         entry = (stream, tokens, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
+        self._let_in()
         try:
             async with asyncio.timeout(self._wait_s):
                 await entry[2]
@@ -143,11 +147,16 @@ class KvRoom:
 
     def _let_in(self) -> None:
         """Let finals in, in the order they came, as far as they fit."""
-        while self._waiting and (self._waiting[0][2].done() or self._fits(*self._waiting[0][:2])):
+        while self._waiting and (len(self._waiting) > MOST_WAITING or self._first_may_enter):
             stream, tokens, place = self._waiting.popleft()
             if not place.done():
                 self._charged[stream] = tokens
                 place.set_result(None)
+
+    @property
+    def _first_may_enter(self) -> bool:
+        stream, tokens, place = self._waiting[0]
+        return place.done() or self._fits(stream, tokens)
 
     def _fits(self, stream: object, tokens: int) -> bool:
         others = self.charged - self._charged.get(stream, 0)

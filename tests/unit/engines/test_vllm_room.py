@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_server.domain import StepKind
-from qwen3_asr_server.engines._vllm_room import LONGEST_RETENTION_S, KvRoom
+from qwen3_asr_server.engines._vllm_room import LONGEST_RETENTION_S, MOST_WAITING, KvRoom
 from qwen3_asr_server.errors import EngineNotReady, EngineTimeout
 
 FINAL, CANDIDATE, PARTIAL = StepKind.FINAL, StepKind.CANDIDATE, StepKind.PARTIAL
@@ -78,6 +78,17 @@ async def test_finals_wait_for_room_in_the_order_they_came_and_before_newer_part
     await asyncio.wait(waiting)
     assert order == ["x", "y"]
     assert room.waited == 2
+
+
+async def test_few_finals_wait_at_once_so_that_those_which_free_the_room_get_their_turn() -> None:
+    room = World().room
+    await room.enter("a", 600, PARTIAL)
+    waiting = [asyncio.create_task(room.enter(number, 100, FINAL)) for number in range(MOST_WAITING + 2)]
+    await turn()
+    assert [task.done() for task in waiting] == [True] * 2 + [False] * MOST_WAITING
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
 
 
 async def test_a_final_does_not_wait_for_ever() -> None:

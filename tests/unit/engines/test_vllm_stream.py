@@ -182,6 +182,11 @@ async def test_a_loop_that_stays_stands_once() -> None:
     assert heard.text == "no"
 
 
+async def test_two_loops_in_a_text_stand_once_each() -> None:
+    core = ScriptedCore([("language English<asr_text>" + "no " * 40 + "well " + "yes " * 40, Ending.LOOP)])
+    assert (await final(core, noise(60))).text == "no well yes"
+
+
 async def test_text_on_silence_is_not_sent() -> None:
     core = ScriptedCore(["language English<asr_text>thank you"])
     assert (await final(core, noise(30, loudness=1e-5))).text == ""
