@@ -22,6 +22,7 @@ run_own() { "$python" -m pytest tests/vllm "$@"; }
 step "environment" make_environment
 step "environment of qwen-asr" make_reference
 step "contract of vllm" run_contract vllm "$python" "$@"
+step "contract of vllm_http" run_contract vllm_http "$python" "$@"
 step "contract of transformers" run_contract transformers "$python" "$@"
 step "contract of qwen_asr" run_contract qwen_asr "$QWEN_ASR_PYTHON" "$@"
 step "tests/vllm" run_own "$@"

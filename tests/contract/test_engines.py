@@ -6,7 +6,8 @@ this machine is asked only what it is.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from support.children import child_processes
 from support.fake_engine import FakeEngine
 from support.speech import clip, joined, normalise
 from support.tiny_speech import CHECKPOINT, long_audio
+from support.vllm_serve import vllm_servers
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 OPTIONS = EngineOptions(str(CHECKPOINT), "float", max_decoders=2, decode_timeout_s=60)
@@ -54,6 +56,17 @@ else:
     SENTENCE = on_grid(clip("conf-enteringno").samples)
     OTHER = on_grid(clip("queue-thankyou").samples)
     LONGER = on_grid(joined(["conf-hasleft", "queue-thereare"], gap_s=0.4))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A real server for the engine that asks one."""
+    if ASKED != "vllm_http":
+        yield
+        return
+    with vllm_servers(tmp_path_factory.mktemp("vllm"), 1) as (server,), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request.module, "OPTIONS", replace(OPTIONS, server_urls=(server.url,), connect_timeout_s=10))
+        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
