@@ -60,8 +60,8 @@ def load_vocabulary(model: str) -> Vocabulary:
         tokenizer = _tokenizer(folder)
         ends = _ends(folder)
         numbers = _numbers(_read(folder / "config.json"))
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        _log.warning("the tokenizer could not be read: %s", type(problem).__name__)
+    except Exception as problem:  # the libraries raise anything, plain `Exception` included
+        _log.exception("the tokenizer could not be read")
         raise EngineNotReady("QWEN3_ASR_MODEL_PATH holds no tokenizer that can be read") from problem
     return Vocabulary(tokenizer, ends, numbers)
 

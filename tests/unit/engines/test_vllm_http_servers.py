@@ -1,0 +1,126 @@
+"""Which server a stream gets, and when a lost one is asked again."""
+
+import pytest
+
+from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.engines._vllm_http_servers import LONGEST_RETRY_S, Fleet, Server
+from qwen3_asr_server.engines.vllm_http import VllmHttpEngine, auto_reason
+from qwen3_asr_server.errors import EngineNotReady
+
+URLS = ("http://gpu1:8000", "http://gpu2:8000", "http://gpu3:8000")
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    made = Fleet(URLS)
+    for server in made.servers:
+        server.well()
+    return made
+
+
+def seat(fleet: Fleet) -> Server:
+    server = fleet.choose()
+    assert server is not None
+    server.take()
+    return server
+
+
+def test_streams_spread_evenly(fleet: Fleet) -> None:
+    for _ in range(10):
+        seat(fleet)
+    assert sorted(server.streams for server in fleet.servers) == [3, 3, 4]
+
+
+def test_one_stream_after_the_other_goes_round(fleet: Fleet) -> None:
+    numbers = []
+    for _ in range(6):
+        server = seat(fleet)
+        numbers.append(server.number)
+        server.leave()
+    assert numbers == [1, 2, 3, 1, 2, 3]
+
+
+def test_who_has_the_fewest_streams_gets_the_next(fleet: Fleet) -> None:
+    for _ in range(3):
+        seat(fleet)
+    fleet.servers[1].leave()
+    assert fleet.choose() is fleet.servers[1]
+
+
+def test_nobody_is_sent_to_a_server_that_is_not_up(fleet: Fleet) -> None:
+    assert fleet.servers[0].lost("does not answer")
+    assert {seat(fleet).number for _ in range(8)} == {2, 3}
+    for server in fleet.servers[1:]:
+        server.lost("does not answer")
+    assert fleet.choose() is None
+
+
+def test_a_server_that_is_back_takes_what_comes_until_it_has_its_share(fleet: Fleet) -> None:
+    first = fleet.servers[0]
+    first.lost("does not answer")
+    for _ in range(4):
+        seat(fleet)
+    first.well()
+    assert [seat(fleet).number for _ in range(2)] == [1, 1]
+
+
+def test_no_server_is_up_before_it_was_greeted() -> None:
+    assert Fleet(URLS).choose() is None
+    assert Fleet(URLS).up == 0
+
+
+def test_a_loss_that_many_streams_see_counts_once(fleet: Fleet) -> None:
+    server = fleet.servers[0]
+    assert [server.lost("does not answer") for _ in range(5)] == [True, False, False, False, False]
+    assert server.failures == 1
+
+
+def test_a_lost_server_is_asked_again_ever_more_rarely() -> None:
+    server = Server(1, URLS[0])
+    waits = []
+    for _ in range(40):
+        server.failed("does not answer")
+        waits.append(server.retry_s)
+    assert waits[:5] == [0.5, 1, 2, 4, 8]
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_RETRY_S
+    server.well()
+    assert server.retry_s == 0
+    server.failed("does not answer")
+    assert server.retry_s == 0.5
+
+
+def test_numbers_say_which_one_is_missing(fleet: Fleet) -> None:
+    fleet.servers[1].lost("does not answer")
+    fleet.servers[0].take()
+    assert fleet.flat() == {
+        "servers": 3,
+        "servers_up": 2,
+        "server_1_up": 1,
+        "server_1_streams": 1,
+        "server_2_up": 0,
+        "server_2_streams": 0,
+        "server_3_up": 1,
+        "server_3_streams": 0,
+    }
+
+
+def test_a_reason_names_no_address(fleet: Fleet) -> None:
+    for server in fleet.servers:
+        server.failed("does not answer")
+    assert fleet.why_none() == "; ".join(f"server {number} does not answer" for number in (1, 2, 3))
+    assert Fleet(()).why_none() == "VLLM_URLS names no server"
+
+
+async def test_without_servers_it_does_not_start() -> None:
+    assert auto_reason(EngineOptions()) is None
+    with pytest.raises(EngineNotReady, match="VLLM_URLS"):
+        await VllmHttpEngine(EngineOptions()).start()
+
+
+def test_with_servers_it_says_that_it_can_run() -> None:
+    assert auto_reason(EngineOptions(server_urls=URLS)) is not None
+
+
+def test_the_key_is_not_in_what_options_show() -> None:
+    assert "s3cret" not in repr(EngineOptions(server_key="s3cret"))
