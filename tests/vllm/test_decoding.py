@@ -9,9 +9,11 @@ import jiwer
 import numpy as np
 import pytest
 
-from qwen3_asr_server.domain import GRID_SAMPLES, Hypothesis, Samples, StepKind, StreamOptions
+from qwen3_asr_server.domain import GRID_SAMPLES, SAMPLE_RATE, Hypothesis, Samples, StepKind, StreamOptions
+from qwen3_asr_server.engines._qwen3_answer import audible_samples
 from qwen3_asr_server.engines._vllm_stream import VllmStream
 from qwen3_asr_server.engines.vllm import VllmEngine
+from qwen3_asr_server.text.languages import INERTIA
 from qwen3_asr_server.text.prompt import parse_output
 from support.tiny_speech import TinyClip, joined, long_audio, on_grid, spoken, tiny_clips
 from support.whole_clip import reference_ids, stream_through
@@ -159,6 +161,29 @@ async def test_a_forced_language_is_kept(engine: VllmEngine) -> None:
         assert error_rate(zip(clips, (hypothesis.text for hypothesis in forced), strict=True)) < 0.1
     other = [await at_once(engine, clip.samples, StreamOptions("zh")) for clip in spoken("en")[:4]]
     assert {hypothesis.language for hypothesis in other} == {"zh"}
+
+
+async def test_a_short_clip_stays_in_the_language_of_its_session(engine: VllmEngine, record_property: Record) -> None:
+    """The first 0.4 s of each clip: a guess is corrected by what is expected, clear evidence is not."""
+    other = {"en": "zh", "zh": "en"}
+    right = {"nothing": 0, "the right one": 0, "the other one": 0}
+    for clip in tiny_clips():
+        expectations = {"nothing": None, "the right one": clip.language, "the other one": other[clip.language]}
+        for name, expected in expectations.items():
+            begin = clip.samples[: 5 * GRID_SAMPLES]
+            heard = await at_once(engine, begin, StreamOptions(expected_language=expected))
+            right[name] += heard.language == clip.language
+    record_property("figure", f"language of 52 clips after 0.4 s right, by what was expected: {right}")
+    assert right["the right one"] > right["nothing"]
+    assert right["the other one"] > 0.6 * right["nothing"]
+
+
+async def test_enough_speech_is_believed_whatever_was_expected(engine: VllmEngine) -> None:
+    for clip in tiny_clips():
+        if audible_samples(clip.samples) >= INERTIA.short_speech_s * SAMPLE_RATE:
+            alone = await streamed(engine, clip.samples)
+            for expected in ("en", "zh"):
+                assert await streamed(engine, clip.samples, StreamOptions(expected_language=expected)) == alone
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ class VllmStream:
             return written
         tools.core.counters.held_languages += 1
         header = tools.prompt.language_headers[expected]
-        again = await self._go_on(kind, asked_at, _Written(tuple(header), Ending.LENGTH))
+        again = await self._go_on(kind, asked_at, _Written(header, Ending.LENGTH, (1.0,) * len(header)))
         return again if self._suspect(again) is None else written
 
     def _language_chance(self, written: "_Written") -> float | None:
