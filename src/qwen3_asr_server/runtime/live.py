@@ -7,7 +7,7 @@
                           VadStream                                   Lane of the scheduler
 
 Every input is followed by exactly one pump: events out, jobs to the workers. All of it happens on the event
-loop between two awaits, so there is no lock around the machine. `run` scores frames; decodes belong to the
+loop between two awaits, so there is no lock around the machine. Frames go straight to the detector, decodes to the
 scheduler. It knows no protocol and no socket. Made by the services, driven by the WebSocket loop.
 """
 
@@ -23,7 +23,7 @@ from typing import Final, assert_never
 from qwen3_asr_server import messages
 from qwen3_asr_server.audio.decoder import StreamDecoder
 from qwen3_asr_server.domain import SAMPLE_RATE, SessionConfig
-from qwen3_asr_server.errors import AsrServerError, EngineNotReady, IdleTimeout, InternalError, InvalidAudio
+from qwen3_asr_server.errors import AsrServerError, IdleTimeout, InternalError, InvalidAudio
 from qwen3_asr_server.messages import Command, Event, Job, Outcome
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
@@ -33,6 +33,7 @@ from qwen3_asr_server.runtime.telemetry import Latencies, Telemetry
 from qwen3_asr_server.session.machine import SessionMachine
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recognition import Offer
+from qwen3_asr_server.vad._base import Floats
 from qwen3_asr_server.vad._batcher import VadBatcher
 
 _log = logging.getLogger(__name__)
@@ -96,9 +97,10 @@ class LiveSession:
         self._telemetry = Telemetry(workers.metrics, workers.latencies)
         self._alarm = Alarm(self._clock, self._look_at_clock)
         self._in_order = asyncio.Lock()
-        self._work = asyncio.Event()
+        self._ended = asyncio.Event()
         self._room = asyncio.Event()
         self._scoring: messages.ScoreFrames | None = None
+        self._score_by = 0.0
         self._epoch = 0
         self._decoding: set[int] = set()
         self._paused = False
@@ -108,14 +110,10 @@ class LiveSession:
     # What the connection calls
 
     async def run(self) -> None:
-        """Score frames until the session is over; then everything it held is given back, also when cancelled."""
+        """Wait until the session is over; then everything it held is given back, also when cancelled."""
         _log.info("session opened")
         try:
-            while not self.over:
-                await self._work.wait()
-                self._work.clear()
-                if self._scoring is not None and not self.over:
-                    await self._score(self._scoring)
+            await self._ended.wait()
         finally:
             self._over("aborted")
             assert self._reason is not None
@@ -260,21 +258,22 @@ class LiveSession:
 
     # Workers
 
-    async def _score(self, job: messages.ScoreFrames) -> None:
+    def _score(self, job: messages.ScoreFrames) -> None:
+        if job.epoch != self._epoch:
+            self._epoch = job.epoch
+            self._vad.reset()
+        self._scoring, self._score_by = job, self._clock() + _SCORE_TIMEOUT_S
+        self._vad.submit(job.frames, self._scored)
+
+    def _scored(self, answer: Floats | AsrServerError) -> None:
+        if self.over or self._scoring is None:
+            return
         with self._guarded():
-            if job.epoch != self._epoch:
-                self._epoch = job.epoch
-                self._vad.reset()
-            try:
-                async with asyncio.timeout(_SCORE_TIMEOUT_S):
-                    probabilities = await self._vad.score(job.frames)
-            except EngineNotReady:
-                if self.over:  # which closed the stream
-                    return
-                raise
-            self._scoring = None
+            if isinstance(answer, AsrServerError):
+                raise answer
+            job, self._scoring = self._scoring, None
             now = self._clock()
-            self._machine.outcome(messages.Scored(job.epoch, probabilities), now)
+            self._machine.outcome(messages.Scored(job.epoch, answer), now)
             self._telemetry.scored(self._machine.scored_samples, now)
             self._pump()
 
@@ -282,6 +281,8 @@ class LiveSession:
         with self._guarded():
             if self._paused:
                 self.touch()  # it is we who do not read
+            if self._scoring is not None and self._clock() >= self._score_by:
+                raise TimeoutError("voice activity detection did not answer in time")
             self._machine.tick(self._clock())
             self._pump()
 
@@ -297,14 +298,15 @@ class LiveSession:
             self._hand_out(job)
         self._lane.notify()
         self._alarm.set(self._machine.next_timeout())
+        if self._scoring is not None:
+            self._alarm.set(self._score_by)
         if self._paused and self._may_read:
             self._room.set()
 
     def _hand_out(self, job: Job) -> None:
         match job:
             case messages.ScoreFrames():
-                self._scoring = job
-                self._work.set()
+                self._score(job)
             case messages.Decode(piece=piece):
                 self._decoding.add(piece)
                 self._lane.submit(job)
@@ -364,5 +366,5 @@ class LiveSession:
             if self._aligner is not None:
                 self._aligner.forget(self.placed)
             self._vad.close()
-            self._work.set()
+            self._ended.set()
             self._room.set()

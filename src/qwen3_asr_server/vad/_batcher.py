@@ -1,8 +1,9 @@
 """Score the frames of all sessions together, in one thread.
 
-    session ── score(frames) ──▶ inbox ──▶ rounds: the next frame of every request, one model call ──▶ session
+    session ── submit(frames) ──▶ inbox ──▶ turns: up to 4 frames of every request, a model call for each ──▶ session
 
-A request joins at the next round and leaves with its last frame, so a long one delays nobody. Knows one event
+A request joins at the next turn and leaves with its last frame, so a long one delays nobody by more than a turn.
+What is done for each request is done once a turn, not once a frame: a packet of 100 ms is one turn. Knows one event
 loop and one model; which session a stream belongs to and what probabilities mean is the caller's business.
 """
 
@@ -24,6 +25,12 @@ from qwen3_asr_server.vad._base import Floats, VadModel
 
 MAX_FRAMES: Final = 64
 """Most frames in one request: 2 s of audio."""
+
+TURN_FRAMES: Final = 4
+"""Most frames of one request in a turn: 128 ms of audio."""
+
+Deliver = Callable[["Floats | AsrServerError"], None]
+"""Takes the probabilities, or why there are none. Called in the event loop."""
 
 _JOIN_TIMEOUT_S: Final = 5.0
 logger = logging.getLogger(__name__)
@@ -75,7 +82,7 @@ class VadBatcher:
         if self._thread is None:
             return
         for request in list(self._waiting):
-            request.give_up(EngineNotReady("Voice activity detection has been stopped."))
+            request.answer(EngineNotReady("Voice activity detection has been stopped."))
         self._inbox.put(None)
         self._thread.join(_JOIN_TIMEOUT_S)
         self._thread = None
@@ -117,36 +124,42 @@ class VadBatcher:
             return True
 
     def _advance(self, active: "list[_Request]", loop: asyncio.AbstractEventLoop) -> None:
-        """Score one frame of every request and hand back those that are over."""
-        finished: list[_Request] = []
+        """Take a turn with every request and hand back those that are over."""
         for first in range(0, len(active), self._max_rows):
-            finished += self._round(active[first : first + self._max_rows])
+            self._turn(active[first : first + self._max_rows])
+        finished = [request for request in active if request.over]
         active[:] = [request for request in active if not request.over]
         if finished:
             loop.call_soon_threadsafe(_deliver, finished)
 
-    def _round(self, requests: "Sequence[_Request]") -> "list[_Request]":
-        """Score the next frame of each request in one call and return those that are over."""
+    def _turn(self, requests: "Sequence[_Request]") -> None:
+        """Score the next frames of each request; a fault fails them all."""
         try:
-            self._score_next(requests)
+            self._score_next(sorted(requests, key=_Request.next_frames, reverse=True))
         except Exception:
             error_id = uuid4().hex
             logger.exception("voice activity detection failed", extra={"error_id": error_id, "rows": len(requests)})
             for request in requests:
                 request.error = InternalError(f"Voice activity detection failed ({error_id}).")
-        return [request for request in requests if request.over]
 
     def _score_next(self, requests: "Sequence[_Request]") -> None:
-        started = time.perf_counter()
-        frames = np.array([request.frames[request.scored] for request in requests])
+        """Score the next frames of each request, the one with the most of them first."""
+        counts = [request.next_frames() for request in requests]
+        frames = np.empty((counts[0], len(requests), FRAME_SAMPLES), np.float32)
+        for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
+            frames[:count, row] = request.frames[request.scored : request.scored + count]
         states = np.array([request.state for request in requests])
-        probabilities, states = self._model.score(frames, states)
-        for request, probability, state in zip(requests, probabilities, states, strict=True):
-            request.probabilities[request.scored] = probability
-            request.state[...] = state
-            request.scored += 1
-        if self._on_batch is not None:
-            self._on_batch(len(requests), time.perf_counter() - started)
+        probabilities = np.empty(frames.shape[:2], np.float32)
+        rows = len(requests)
+        for number, column in enumerate(frames):
+            while counts[rows - 1] <= number:
+                rows -= 1
+            began = time.perf_counter()
+            probabilities[number, :rows], states[:rows] = self._model.score(column[:rows], states[:rows])
+            if self._on_batch is not None:
+                self._on_batch(rows, time.perf_counter() - began)
+        for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
+            request.take(probabilities[:count, row], states[row])
 
 
 class VadStream:
@@ -158,37 +171,53 @@ class VadStream:
         self._request: _Request | None = None
         self._open = True
 
-    async def score(self, frames: Floats) -> Floats:
-        """Return the speech probabilities of consecutive frames, in [0, 1].
+    def submit(self, frames: Floats, deliver: Deliver) -> None:
+        """Score consecutive frames; the answer is delivered later, from the event loop. There is no deadline here.
 
-        After a failure or a cancellation the stream starts afresh, as after `reset`. There is no deadline here.
+        The answer is the speech probabilities, float32 [n] in [0, 1]; or InternalError when the model failed, after
+        which the stream starts afresh, as after `reset`; or EngineNotReady when the stream or the batcher was
+        closed meanwhile.
 
         Args:
             frames: float32 [n, 512], n from 1 to 64, mono, 16 kHz, in [-1, 1]. Not to be changed meanwhile.
-
-        Returns:
-            float32 [n].
+            deliver: called once.
 
         Raises:
-            InternalError: the model failed.
-            EngineNotReady: the batcher does not run, or was stopped meanwhile.
+            EngineNotReady: the batcher does not run.
         """
         if frames.ndim != 2 or frames.shape[1] != FRAME_SAMPLES or not 1 <= len(frames) <= MAX_FRAMES:
             raise ValueError(f"frames must be [1 to {MAX_FRAMES}, {FRAME_SAMPLES}], not {list(frames.shape)}")
         if self._request is not None or not self._open:
             raise RuntimeError("one score at a time, and none after close")
-        request = _Request(frames, self._state, asyncio.get_running_loop().create_future())
+        request = _Request(self, frames, self._state, deliver)
         self._batcher._submit(request)
         self._request = request
+
+    async def score(self, frames: Floats) -> Floats:
+        """Do the same for a caller that waits; to be cancelled is to start afresh.
+
+        Raises:
+            InternalError: the model failed.
+            EngineNotReady: the batcher does not run, or was stopped meanwhile.
+        """
+        answer: asyncio.Future[Floats | AsrServerError] = asyncio.get_running_loop().create_future()
+        self.submit(frames, answer.set_result)
         try:
-            return await request.future
-        except BaseException:
-            request.given_up = True
-            self.reset()
+            scored = await answer
+        except asyncio.CancelledError:
+            self.drop()
             raise
-        finally:
-            self._batcher._waiting.discard(request)
+        if isinstance(scored, AsrServerError):
+            raise scored
+        return scored
+
+    def drop(self) -> None:
+        """Give up what was submitted, whose answer is not delivered any more, and start afresh."""
+        if self._request is not None:
+            self._request.given_up = True
+            self._batcher._waiting.discard(self._request)
             self._request = None
+            self.reset()
 
     def reset(self) -> None:
         """Forget what was heard: the next frame is the first. Has no effect on a score that is under way."""
@@ -200,21 +229,21 @@ class VadStream:
             self._open = False
             self._batcher._streams -= 1
             if self._request is not None:
-                self._request.give_up(EngineNotReady("Voice activity detection was closed for this session."))
+                self._request.answer(EngineNotReady("Voice activity detection was closed for this session."))
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
     """Frames on their way. The thread owns `scored`, `error` and the contents of both arrays until it is over.
 
-    The loop alone touches the future. `given_up` is written by the loop and read by the thread, which drops the
-    request at the next round.
+    `given_up` is written by the loop and read by the thread, which drops the request at the next turn.
     """
 
+    stream: VadStream
     frames: Floats
     state: Floats
     """The stream's state, replaced in place; a stream that resets meanwhile takes another array."""
-    future: "asyncio.Future[Floats]"
+    deliver: Deliver
     probabilities: Floats = field(init=False)
     scored: int = 0
     error: AsrServerError | None = None
@@ -227,17 +256,29 @@ class _Request:
     def over(self) -> bool:
         return self.error is not None or self.scored == len(self.frames)
 
-    def give_up(self, error: AsrServerError) -> None:
+    def next_frames(self) -> int:
+        """Return how many frames the next turn takes."""
+        return min(len(self.frames) - self.scored, TURN_FRAMES)
+
+    def take(self, probabilities: Floats, state: Floats) -> None:
+        """Keep what a turn gave, in the thread."""
+        self.probabilities[self.scored : self.scored + len(probabilities)] = probabilities
+        self.state[...] = state
+        self.scored += len(probabilities)
+
+    def answer(self, outcome: Floats | AsrServerError) -> None:
+        """Hand the outcome over, in the loop, unless it was given up or answered before."""
+        if self.given_up:
+            return
         self.given_up = True
-        if not self.future.done():
-            self.future.set_exception(error)
+        stream = self.stream
+        stream._batcher._waiting.discard(self)
+        stream._request = None
+        if isinstance(outcome, AsrServerError):
+            stream.reset()
+        self.deliver(outcome)
 
 
 def _deliver(finished: "Sequence[_Request]") -> None:
     for request in finished:
-        if request.future.done():
-            continue
-        if request.error is not None:
-            request.future.set_exception(request.error)
-        else:
-            request.future.set_result(request.probabilities)
+        request.answer(request.probabilities if request.error is None else request.error)

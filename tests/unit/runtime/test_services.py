@@ -352,7 +352,7 @@ def pushing(seconds, *, heard):
 
 
 async def status_when_partials_are_late(**overrides):
-    """Let two speak to an engine that skips all partials, for a second."""
+    """Let two speak to an engine that skips all partials, for ten seconds."""
     engine = Metered()
     async with Running(engine, **overrides) as running, asyncio.TaskGroup() as group:
         with ExitStack() as inside:
@@ -364,7 +364,7 @@ async def status_when_partials_are_late(**overrides):
                 async with asyncio.timeout(10):
                     await engine.asked[StepKind.PARTIAL].wait()
             assert running.services.status == "ready"
-            running.later_s = 1.0
+            running.later_s = 10.0
             return running.services.status
 
 
@@ -376,7 +376,7 @@ async def status_when_partials_are_late(**overrides):
         ("max_utterance_s", 5, appending(12.0, Committed), 1, 4),
         ("buffer_high_s", 35, pushing(40, heard=0), True, False),
         ("buffer_low_s", 50, pushing(70, heard=1), False, True),
-        ("streaming_chunk_size_sec", 0.4, status_when_partials_are_late, "ready", "full"),
+        ("streaming_chunk_size_sec", 20, status_when_partials_are_late, "full", "ready"),
     ],
 )
 async def test_each_limit_acts(setting, value, observe, by_default, expected):

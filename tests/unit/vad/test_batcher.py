@@ -17,7 +17,7 @@ from qwen3_asr_server.domain import FRAME_SAMPLES
 from qwen3_asr_server.errors import EngineNotReady, InternalError
 from qwen3_asr_server.vad import _batcher, load_vad
 from qwen3_asr_server.vad._base import Floats, VadModel
-from qwen3_asr_server.vad._batcher import VadBatcher, VadStream
+from qwen3_asr_server.vad._batcher import TURN_FRAMES, VadBatcher, VadStream
 from support.speech import prompts
 
 DEADLINE_S = 5
@@ -122,20 +122,20 @@ async def test_a_stream_remembers_between_requests_until_it_is_reset() -> None:
         np.testing.assert_allclose(await stream.score(tagged(0, 2)), [0, 0.01])
 
 
-async def test_a_long_request_delays_a_short_one_by_one_call_at_most() -> None:
+async def test_a_long_request_delays_a_short_one_by_one_turn_at_most() -> None:
     model = CountingModel(gated=True)
     async with running(model) as batcher:
         pushed, live = batcher.open(), batcher.open()
         long = await begin(pushed, tagged(1, 64))
         await model.entered()
         short = await begin(live, tagged(2, 1))
-        model.step(2)
+        model.step(2 * TURN_FRAMES)
         await short
-        assert model.calls[:2] == [[1], [1, 2]]
+        assert model.calls[: 2 * TURN_FRAMES] == [[1]] * TURN_FRAMES + [[1, 2]] + [[1]] * (TURN_FRAMES - 1)
         assert not long.done()
-        model.step(62)
+        model.step(64)
         assert len(await long) == 64
-    assert model.calls[2:] == [[1]] * 62
+    assert len(model.calls) == 64
 
 
 async def test_more_requests_than_rows_take_turns() -> None:
@@ -146,7 +146,20 @@ async def test_more_requests_than_rows_take_turns() -> None:
         rest = [await begin(batcher.open(), tagged(tag, 2)) for tag in (1, 2, 3, 4, 5)]
         model.step(1000)
         await asyncio.gather(first, *rest)
-    assert model.calls == [[0], [1, 2], [3, 4], [5], [1, 2], [3, 4], [5]]
+    assert model.calls == [[0], [1, 2], [1, 2], [3, 4], [3, 4], [5], [5]]
+
+
+async def test_requests_of_different_lengths_share_calls_as_long_as_they_last() -> None:
+    model = CountingModel(gated=True)
+    async with running(model) as batcher:
+        first = await begin(batcher.open(), tagged(0, 1))
+        await model.entered()
+        rest = [await begin(batcher.open(), tagged(tag, tag)) for tag in (1, 4, 3)]
+        model.step(1000)
+        await asyncio.gather(first, *rest)
+        for tag, task in zip((1, 4, 3), rest, strict=True):
+            np.testing.assert_allclose(await task, np.arange(tag) / 100)
+    assert model.calls == [[0], [4, 3, 1], [4, 3], [4, 3], [4]]
 
 
 async def test_what_finishes_together_is_delivered_with_one_wakeup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,11 +220,12 @@ async def test_a_fault_fails_who_was_in_it_and_the_thread_lives_on(caplog: pytes
     model = CountingModel(gated=True)
     async with running(model) as batcher:
         streams = [batcher.open() for _ in range(3)]
-        first = await begin(streams[0], tagged(0, 2))
+        first = await begin(streams[0], tagged(0, TURN_FRAMES + 1))
         await model.entered()
         rest = [await begin(stream, tagged(1, 1)) for stream in streams[1:]]
-        model.step()
-        await model.entered()
+        model.step(TURN_FRAMES)
+        for _ in range(TURN_FRAMES):
+            await model.entered()
         model.broken = True
         model.step()
         outcomes = await asyncio.gather(first, *rest, return_exceptions=True)
@@ -233,14 +247,13 @@ async def test_stop_fails_what_waits_and_ends_the_thread() -> None:
     scored = await begin(stream, tagged(0, 64))
     await model.entered()
     queued = await begin(batcher.open(), tagged(1, 1))
-    model.step()
-    model.step(1)
+    model.step(2 * TURN_FRAMES)
     batcher.stop()
     for task in (scored, queued):
         with pytest.raises(EngineNotReady):
             await task
     assert not [thread for thread in threading.enumerate() if thread.name == "vad" and thread not in others]
-    assert len(model.calls) <= 3
+    assert len(model.calls) <= 2 * TURN_FRAMES, "the turn it was in, and one that may have begun meanwhile"
     batcher.stop()
     with pytest.raises(EngineNotReady):
         await stream.score(tagged(0, 1))
@@ -265,7 +278,7 @@ async def test_a_cancelled_request_is_dropped_and_its_stream_starts_afresh() -> 
         model.step(1000)
         np.testing.assert_allclose(await again, [0, 0.01])
         await waiting
-    assert model.calls == [[1], [2, 3], [2]]
+    assert model.calls == [[1]] * TURN_FRAMES + [[2, 3], [2]]
 
 
 async def test_a_stream_takes_one_request_at_a_time() -> None:
