@@ -71,6 +71,16 @@ def convert_checkpoint(
     return target
 
 
+def write_defaults_out(folder: Path) -> Path:
+    """Fill an original `config.json` with what the library of its authors writes there and nobody means."""
+    defaults = {"pad_token_id": None, "top_k": 50, "return_dict": True, "id2label": {"0": "LABEL_0"}, "prefix": None}
+    config = json.loads((folder / "config.json").read_text())
+    thinker = config["thinker_config"]
+    parts = {name: defaults | {"dtype": None} | thinker[name] for name in ("audio_config", "text_config")}
+    (folder / "config.json").write_text(json.dumps(defaults | config | {"thinker_config": defaults | thinker | parts}))
+    return folder
+
+
 def beyond_half(weights: Weights) -> Weights:
     """Let numbers inside the language model grow too large for fp16, without changing what it computes in bf16.
 

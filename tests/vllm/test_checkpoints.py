@@ -15,7 +15,7 @@ from qwen3_asr_server.engines._base import EngineOptions
 from qwen3_asr_server.engines.transformers import TransformersEngine
 from qwen3_asr_server.engines.vllm import VllmEngine
 from qwen3_asr_server.errors import EngineNotReady
-from support.checkpoints import beyond_half, convert_checkpoint, copy_checkpoint
+from support.checkpoints import beyond_half, convert_checkpoint, copy_checkpoint, write_defaults_out
 from support.tiny_speech import CHECKPOINT, tiny_clips
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -33,6 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "original": CHECKPOINT,
         "converted": convert_checkpoint(CHECKPOINT, root / "converted"),
+        "wordy": write_defaults_out(copy_checkpoint(CHECKPOINT, root / "wordy", "bfloat16")),
         "bf16": copy_checkpoint(CHECKPOINT, root / "bf16", "bfloat16"),
         "large": copy_checkpoint(CHECKPOINT, root / "large", "bfloat16", beyond_half),
         "large converted": convert_checkpoint(CHECKPOINT, root / "large-converted", "bfloat16", beyond_half),
@@ -63,7 +64,7 @@ def share_of_same(wanted: Sequence[Hypothesis | None], got: Sequence[Hypothesis 
     [
         ("original", "float", "float32", 1),
         ("converted", "auto", "float32", 1),
-        ("bf16", "auto", "bfloat16", SAME),
+        ("wordy", "auto", "bfloat16", SAME),
         ("bf16", "half", "float16", SAME),
         ("large converted", "auto", "bfloat16", SAME),
         ("large", "auto", "bfloat16", SAME),

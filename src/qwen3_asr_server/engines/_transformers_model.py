@@ -41,6 +41,16 @@ _ORIGINAL_NAMES: Final = {
     r"^thinker\.lm_head\.": "lm_head.",
 }
 """Weights in the original layout → in transformers' own."""
+_AUDIO_FIELDS: Final = (
+    *("num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "output_dim"),
+    *("n_window", "n_window_infer", "downsample_hidden_size", "activation_function", "scale_embedding"),
+)
+_TEXT_FIELDS: Final = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_bias"),
+    "tie_word_embeddings",
+)
+"""What transformers' class must be told; the rest of a configuration means something else there, or nothing."""
 
 
 class TransformersModel:
@@ -56,6 +66,7 @@ class TransformersModel:
         self._settings = GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=sorted(self._ends), pad_token_id=min(self._ends)
         )
+        model.generation_config = self._settings  # what a checkpoint suggests besides is not greedy decoding
 
     @classmethod
     def load(cls, model_path: str, dtype: str) -> "TransformersModel":
@@ -74,9 +85,10 @@ class TransformersModel:
         model, report = Qwen3ASRForConditionalGeneration.from_pretrained(
             model_path, output_loading_info=True, **options
         )
-        if report["missing_keys"] or report["unexpected_keys"]:
+        if report["missing_keys"]:
             raise ValueError("these are not the weights of a Qwen3-ASR model")
-        return cls(model.to(_best_device()).eval(), AutoTokenizer.from_pretrained(model_path))
+        tokenizer = AutoTokenizer.from_pretrained(model_path, config=model.config)
+        return cls(model.to(_best_device()).eval(), tokenizer)
 
     @property
     def device(self) -> str:
@@ -157,26 +169,22 @@ def _layout(model_path: str) -> dict[str, Any]:
     if "thinker_config" not in config:
         return {}
     thinker = config["thinker_config"]
-    audio, text = dict(thinker["audio_config"]), dict(thinker["text_config"])
-    theta = text.pop("rope_theta")
+    audio, text = thinker["audio_config"], thinker["text_config"]
+    rope = {"rope_type": "default", "rope_theta": text["rope_theta"]}
     converted = Qwen3ASRConfig(
-        audio_config={**_known(audio), "model_type": "qwen3_asr_encoder"},
-        text_config={
-            **_known(text),
-            "model_type": "qwen3",
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        },
+        audio_config={"model_type": "qwen3_asr_encoder", **_only(audio, _AUDIO_FIELDS)},
+        text_config={"model_type": "qwen3", "rope_parameters": rope, **_only(text, _TEXT_FIELDS)},
         audio_token_id=thinker["audio_token_id"],
         tie_word_embeddings=text.get("tie_word_embeddings", True),
-        dtype=config.get("dtype") or config.get("torch_dtype") or thinker.get("dtype"),
+        dtype=next(
+            filter(None, (part.get(name) for part in (config, thinker) for name in ("dtype", "torch_dtype"))), None
+        ),
     )
     return {"config": converted, "key_mapping": _ORIGINAL_NAMES}
 
 
-def _known(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what means something else, or nothing, to transformers' class."""
-    other = {"model_type", "rope_scaling", "conv_chunksize", "max_source_positions", "architectures"}
-    return {name: value for name, value in config.items() if name not in other}
+def _only(config: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {name: config[name] for name in fields if config.get(name) is not None}
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
