@@ -64,6 +64,35 @@ LOOPS = [
 ]
 
 
+RECORDED = [
+    ("绿色" + " yes" * 7 + " left" + " yes" * 10 + " left" + " yes" * 20, Suspicion.LOOP),
+    ("三" * 20, Suspicion.LOOP),
+    (
+        "关闭" * 13
+        + "谢谢" * 8
+        + "关闭" * 6
+        + "谢谢" * 8
+        + "关闭关闭绿色"
+        + "谢谢" * 13
+        + "绿色谢谢" * 3
+        + "绿色" * 20,
+        Suspicion.LOOP,
+    ),
+    ("关闭" * 13 + "绿色" * 20, Suspicion.LOOP),
+    (" ".join(["three"] * 21), Suspicion.LOOP),
+    (" None" * 20, Suspicion.LOOP),
+    (" None<asr_text>", Suspicion.RAW_TAGS),
+    ("yes" + " left" * 10, None),
+    ("谢谢门窗户灯五", None),
+]
+"""What the tiny checkpoint has written in vLLM for tones, for a syllable said sixty times, and for noise."""
+
+
+@pytest.mark.parametrize(("text", "suspicion"), RECORDED)
+def test_what_a_model_has_written_is_judged(text: str, suspicion: Suspicion | None) -> None:
+    assert judge(text, [], "", speech_s=27.0) is suspicion
+
+
 @pytest.mark.parametrize("text", REAL_SPEECH)
 def test_what_people_say_is_no_loop(text: str) -> None:
     assert find_loop(text) is None
