@@ -3,9 +3,10 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
-from qwen3_asr_server.domain import Hypothesis, Samples, StepKind, StreamOptions
+from qwen3_asr_server.domain import EngineInfo, Hypothesis, Samples, StepKind, StreamOptions
 from qwen3_asr_server.engines._base import Engine
 from qwen3_asr_server.errors import EngineCrashed, EngineError
 from support.fake_engine import FakeEngine, FakeStream
@@ -26,6 +27,10 @@ class MortalEngine(FakeEngine):
     starts: int = 0
     on_start: Callable[["MortalEngine"], None] = lambda engine: None
     on_stop: Callable[["MortalEngine"], None] = lambda engine: None
+
+    @property
+    def info(self) -> EngineInfo:
+        return replace(super().info, model=PurePath(self.options.model_path).name)
 
     async def start(self) -> None:
         self.on_start(self)

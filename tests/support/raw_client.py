@@ -42,5 +42,5 @@ class RawClient:
 @asynccontextmanager
 async def raw_client(url: str, **options: Any) -> AsyncIterator[RawClient]:
     """Connect; `options` go to `websockets.connect`."""
-    async with connect(url, proxy=None, open_timeout=5, **options) as socket:
+    async with connect(url, proxy=None, **{"open_timeout": 5, **options}) as socket:
         yield RawClient(socket)

@@ -9,6 +9,7 @@ EXPECTED = {
     "asr_decode_queue_seconds", "asr_partials_skipped", "asr_errors", "asr_stable_text_rewrites",
     "asr_finals_contradicting_text", "asr_stale_outcomes", "asr_utterances", "asr_partial_slots",
     "asr_engine_up", "asr_engine_deaths", "asr_engine_load_seconds",
+    "asr_alignments", "asr_align_seconds", "asr_words_missed",
 }  # fmt: skip
 
 
@@ -25,3 +26,23 @@ def test_two_servers_do_not_share_counters():
     one.sessions.labels(reason="finished").inc()
     assert 'asr_sessions_total{reason="finished"} 1.0' in one.render().decode()
     assert 'asr_sessions_total{reason="finished"}' not in other.render().decode()
+
+
+def test_what_an_engine_knows_of_itself_is_shown_as_counters_and_levels():
+    metrics = Metrics()
+    metrics.count_engine(lambda: {"cached_tokens": 3, "kv_retention_s": 4.5})
+    text = metrics.render().decode()
+    assert "asr_engine_cached_tokens_total 3.0" in text
+    assert "asr_engine_kv_retention_s 4.5" in text
+
+
+def test_what_the_engine_counts_is_shown_and_vanishes_with_it():
+    metrics, counts = Metrics(), {"cached_tokens": 7, "kv_tokens": 12.5}
+    metrics.count_engine(lambda: counts)
+    text = metrics.render().decode()
+    assert "\nasr_engine_cached_tokens_total 7.0\n" in text
+    assert "# TYPE asr_engine_cached_tokens_total counter" in text
+    assert "\nasr_engine_kv_tokens 12.5\n" in text
+    assert "# TYPE asr_engine_kv_tokens gauge" in text
+    counts.clear()
+    assert set(rendered(metrics)) == EXPECTED
