@@ -50,7 +50,7 @@ except ImportError:
 _log = logging.getLogger(__name__)
 
 _VERIFY_FIELDS: Final = {"prompt_logprobs", "flat_logprobs", "skip_reading_prefix_cache", "stream_interval"}
-_LARGE_CARD_BYTES: Final = 40 << 30
+_LARGE_CARD_BYTES: Final = 32 << 30
 _NEVER: Final = 1 << 20
 _JOIN_S: Final = 5.0
 
