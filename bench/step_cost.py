@@ -305,10 +305,10 @@ def main() -> None:
     settings = Settings(
         options.shape,
         seconds,
-        options.reference_seconds or (seconds if tiny else min(seconds, 60.0)),
-        options.others if options.others is not None else (100 if tiny else 4),
+        options.reference_seconds or (seconds if tiny else min(seconds, 48.0)),
+        options.others if options.others is not None else (100 if tiny else 2),
         options.others_every,
-        [float(part) for part in options.cadence.split(",")],
+        [float(part) for part in (options.cadence or ("2,0.4" if tiny else "2")).split(",")],
     )
     name = f"step_cost-{options.shape}-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.jsonl"
     asyncio.run(measure(settings, options.out or RESULTS / name, options.note))
@@ -318,10 +318,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--seconds", type=float, help="speech of the measured session (120)")
-    parser.add_argument("--reference-seconds", type=float, help="the same for the reference (as --seconds; 0.6B: 60)")
-    parser.add_argument("--others", type=int, help="sessions beside it (100; 0.6B: 4)")
+    parser.add_argument("--reference-seconds", type=float, help="the same for the reference (as --seconds; 0.6B: 48)")
+    parser.add_argument("--others", type=int, help="sessions beside it (100; 0.6B: 2)")
     parser.add_argument("--others-every", type=float, default=4.0, help="seconds of audio between their steps")
-    parser.add_argument("--cadence", default="2,0.4", help="seconds of audio between steps (%(default)s)")
+    parser.add_argument("--cadence", help="seconds of audio between steps (2,0.4; 0.6B: 2)")
     parser.add_argument("--note", default="", help="written into the rows: what to know about this run")
     parser.add_argument("--report", action="store_true", help="write table and plots into docs/")
     parser.add_argument("--out", type=Path, help="file for the results (bench/results/step_cost-<shape>-<date>.jsonl)")
