@@ -1,4 +1,4 @@
-"""`demo/demo_sdk.py`, run as a user runs it."""
+"""The programs in `demo/`, run as a user runs them."""
 
 import socket
 import subprocess
@@ -10,14 +10,17 @@ import pytest
 from support import speech
 from support.process import ServerProcess
 
-pytestmark = pytest.mark.sdk
+FOLDER = Path(__file__).resolve().parents[2] / "demo"
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo_sdk.py"
+pytestmark = [
+    pytest.mark.sdk,
+    pytest.mark.parametrize("demo", [FOLDER / "demo_sdk.py", FOLDER / "demo_raw.py"], ids=lambda path: path.stem),
+]
 
 
 @pytest.mark.parametrize(("mode", "finals"), [("vad", 4), ("manual", 1)])
-def test_demo(server: ServerProcess, mode: str, finals: int) -> None:
-    command = [sys.executable, str(DEMO), "--mode", mode, "--file", str(speech.CONVERSATION_WAV), "--url", server.url]
+def test_demo(server: ServerProcess, demo: Path, mode: str, finals: int) -> None:
+    command = [sys.executable, str(demo), "--mode", mode, "--file", str(speech.CONVERSATION_WAV), "--url", server.url]
     result = subprocess.run([*command, "--fast"], capture_output=True, text=True, timeout=60, check=True)
     heard = [line.removeprefix("final: ") for line in result.stdout.splitlines() if line.startswith("final: ")]
     assert len(heard) == finals
@@ -25,16 +28,16 @@ def test_demo(server: ServerProcess, mode: str, finals: int) -> None:
 
 
 @pytest.mark.parametrize("file", [speech.CONVERSATION_WAV, Path("no-such.wav")], ids=["nobody listens", "no file"])
-def test_a_failure_is_one_sentence(file: Path) -> None:
+def test_a_failure_is_one_sentence(demo: Path, file: Path) -> None:
     with socket.socket() as bound:  # taken, and nobody listens
         bound.bind(("127.0.0.1", 0))
         url = f"ws://127.0.0.1:{bound.getsockname()[1]}"
-        command = [sys.executable, str(DEMO), "--file", str(file), "--url", url, "--fast"]
+        command = [sys.executable, str(demo), "--file", str(file), "--url", url, "--fast"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("demo_sdk: ")
+    assert result.stderr.splitlines()[-1].startswith(f"{demo.stem}: ")
 
 
-def test_it_is_short() -> None:
-    assert len(DEMO.read_text(encoding="utf-8").splitlines()) < 80
+def test_it_is_short(demo: Path) -> None:
+    assert len(demo.read_text(encoding="utf-8").splitlines()) < 80
