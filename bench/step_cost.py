@@ -33,10 +33,11 @@ import numpy as np
 from _dictation import ReferenceSpeaker, Speaker, Stream, speech_of
 from _full_shape import write_full_shape
 from _policies import ReferenceStream, ScriptedCore
-from _report import RESULTS, append, circumstances, percentile, read_rows
-from _step_cost_report import growth, saved, write_report
+from _report import RESULTS, append, circumstances, read_rows
+from _step_cost_report import write_report
+from _step_cost_rows import Measured, print_pair, row_of
 from _tiny_speech import CHECKPOINT, dictation
-from _work import Encoded, Meter, StepCount, bins, count_windows
+from _work import Meter
 
 from qwen3_asr_server.domain import StreamOptions
 from qwen3_asr_server.engines._base import EngineOptions
@@ -46,8 +47,6 @@ from qwen3_asr_server.engines.vllm import VllmEngine
 from qwen3_asr_server.vad import load_vad
 
 SHAPES = ("tiny", "0.6B")
-BATCHED_TOKENS = 2048
-"""Of a prompt, in one step of vLLM on the processor."""
 OTHERS_LOOP_S = 40
 """Speech of each session beside the measured one; said again and again."""
 TOKENS_PER_S = 3.0
@@ -73,18 +72,6 @@ class UntestedEngine(VllmEngine):
 
     async def _test_itself(self, core: Any) -> None:
         """Take it as it is."""
-
-
-@dataclass(slots=True)
-class Measured:
-    """One policy at one cadence."""
-
-    steps: list[StepCount]
-    """Of all sessions."""
-    encoded: list[Encoded]
-    cpu_s: float
-    """CPU time of this process, which the engine core and its worker are not part of."""
-    rounds_s: float
 
 
 class Bench:
@@ -173,46 +160,6 @@ def rendered_core(engine: VllmEngine) -> Core:
     return core
 
 
-def row_of(measured: Measured, policy: str, cadence_s: float, seconds: float) -> dict[str, Any]:
-    """Return what is written down."""
-    rounds = [step for step in measured.steps if step.session == 0]
-    finish = rounds.pop() if rounds[-1].kind == "final" and rounds[-1].at_s >= seconds else None
-    everyone = [step for step in measured.steps if step is not finish]
-    windows = count_windows(measured.encoded)
-    total = rounds if finish is None else [*rounds, finish]
-    whole = [step for step in total if step.kind != "partial"]
-    finals = [step.serial(BATCHED_TOKENS) for step in whole]
-    return {
-        "policy": policy,
-        "cadence_s": cadence_s,
-        "seconds": seconds,
-        "steps": len(rounds),
-        "all_steps": len(everyone),
-        "prefill": spread([step.prefill for step in rounds]),
-        "cached": spread([step.cached for step in rounds]),
-        "embeddings": spread([step.embeddings for step in rounds]),
-        "written": spread([step.written for step in rounds]),
-        "wall_ms": spread([round(1000 * step.wall_s, 1) for step in rounds]),
-        "serial_per_final": spread(finals) | {"mean": round(sum(finals) / max(1, len(finals)), 2)},
-        "serial_if_fresh_mean": round(sum(step.answer + 1 for step in whole) / max(1, len(whole)), 2),
-        "candidates_and_finals": len(whole),
-        "parent_cpu_ms_per_step": round(1000 * measured.cpu_s / len(everyone), 2),
-        "rounds_s": round(measured.rounds_s, 1),
-        "windows_closed": windows.closed,
-        "windows_twice": windows.twice,
-        "windows_lifted": windows.lifted,
-        "total_prefill": sum(step.prefill for step in total),
-        "total_embeddings": sum(step.embeddings for step in total),
-        "work": bins(rounds, seconds),
-        "everyones_work": bins(everyone, seconds + OTHERS_LOOP_S),
-    }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return p50, p95 and p99."""
-    return {f"p{share}": round(percentile(values, share / 100), 2) for share in (50, 95, 99)} if values else {}
-
-
 async def measure(settings: Settings, path: Path, note: str) -> None:
     """Run everything and write a row for each policy and cadence."""
     around = circumstances() | {"note": note}
@@ -255,41 +202,7 @@ async def _measure_on(engine: VllmEngine, settings: Settings, around: dict[str, 
         print(f"ours, every {cadence_s:g} s: {ours['rounds_s']} s for {ours['all_steps']} steps", flush=True)
         reference = row_of(await bench.reference(cadence_s), "reference", cadence_s, settings.reference_seconds)
         append(path, around | model | reference)
-        _print(ours, reference)
-
-
-_LINES = ("prefill", "cached", "embeddings", "written", "wall_ms", "serial_per_final")
-_PLAIN = (
-    "steps",
-    "candidates_and_finals",
-    "serial_if_fresh_mean",
-    "total_prefill",
-    "total_embeddings",
-    "windows_closed",
-    "windows_twice",
-    "windows_lifted",
-    "parent_cpu_ms_per_step",
-    "rounds_s",
-)
-
-
-def _print(ours: dict[str, Any], reference: dict[str, Any]) -> None:
-    print(f"\na step every {ours['cadence_s']} s of audio: p50 / p95 / p99")
-    print(f"{'':24}{'ours':>28}{'reference':>28}")
-    for key in _LINES:
-        cells = [
-            " / ".join(f"{row[key].get(share, '-')}" for share in ("p50", "p95", "p99")) for row in (ours, reference)
-        ]
-        print(f"{key:24}{cells[0]:>28}{cells[1]:>28}")
-    for key in _PLAIN:
-        print(f"{key:24}{ours[key]:>28}{reference[key]:>28}")
-    less = saved(ours, reference)
-    print(
-        f"over the first {less.seconds:.0f} s: prefill {less.prefill:.1f}, embeddings {less.embeddings:.1f} times less"
-    )
-    if ours["seconds"] >= 120:
-        for what, change in growth(ours["work"]).items():
-            print(f"mean over 8 s at 120 s against 40 s: {what} {change:+.1%}")
+        print_pair(ours, reference)
 
 
 def main() -> None:
