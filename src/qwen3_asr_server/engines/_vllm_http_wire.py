@@ -28,30 +28,36 @@ _RAW: Final = 3
 _ON_CPU: Final = ["batched", {"keep_on_cpu": True}]
 
 
-class _Details(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Details:
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Usage:
     prompt_tokens: int
     prompt_tokens_details: _Details | None = None
 
 
-class _Chance(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Chance:
     logprob: float
 
 
-class _Chances(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Chances:
     content: list[_Chance] | None = None
 
 
-class _Choice(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Choice:
     token_ids: list[int]
     finish_reason: str | None = None
     logprobs: _Chances | None = None
 
 
-class _Body(msgspec.Struct):
+@dataclass(frozen=True, slots=True)
+class _Body:
     choices: list[_Choice]
     usage: _Usage
     prompt_logprobs: list[dict[int, _Chance] | None] | None = None
@@ -108,7 +114,7 @@ class Wire:
             places.append({"offset": len(ids), "length": window.tokens})
             ids += [self.pad] * window.tokens
         data = [None if window.key in request.delivered else self.item(window) for window in request.windows]
-        return msgspec.json.encode(
+        body: bytes = msgspec.json.encode(
             {
                 "token_ids": [*ids, *after],
                 "features": {
@@ -120,6 +126,7 @@ class Wire:
                 "priority": PRIORITIES[request.kind],
             }
         )
+        return body
 
     def item(self, window: Window) -> bytes:
         """Return the data of one audio item; JSON makes base64 of it."""
@@ -128,7 +135,7 @@ class Wire:
         mel = _element(self.numbers, window.mel.shape, mel_bytes(window.mel, self.numbers))
         mask = _element("int32", (frames,), np.ones(frames, "<i4").tobytes())
         length = _element("int64", (), np.array(frames, "<i8").tobytes())
-        return msgspec.msgpack.encode(
+        data: bytes = msgspec.msgpack.encode(
             {
                 "input_audio_features": {
                     "data": mel,
@@ -138,6 +145,7 @@ class Wire:
                 "audio_feature_lengths": {"data": length, "field": _ON_CPU},
             }
         )
+        return data
 
 
 def read_reply(body: bytes) -> Reply:

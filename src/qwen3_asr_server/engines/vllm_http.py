@@ -197,6 +197,7 @@ class VllmHttpEngine:
 
     async def _greet(self, server: Server) -> None:
         """Take a server into use if it makes text of a known clip; else note why not."""
+        known = server.reason
         try:
             async with asyncio.timeout(GREETING_S):
                 if not await self._is_well(server):
@@ -208,7 +209,7 @@ class VllmHttpEngine:
             server.failed(problem.message)
         else:
             server.well()
-        if server.up or server.failures == 1:
+        if server.reason != known:
             _log.info("vLLM server", extra=_told(server))
 
     async def _transcribe_clip(self, server: Server) -> str:
