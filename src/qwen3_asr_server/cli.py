@@ -1,4 +1,4 @@
-"""The command line: `serve` (the default) and `doctor`. The only module that prints.
+"""The command line: `serve` (the default), `doctor` and `download`. The only module that prints.
 
 Turns arguments into settings, settings into a server, and every failure at start into one sentence and exit
 status 1. Knows no protocol and no engine by name.
@@ -99,6 +99,18 @@ def doctor(settings: Settings) -> int:
     return 0 if complete else 1
 
 
+def download(settings: Settings) -> int:
+    """Fetch weights from the hub, with progress, and say where they are."""
+    from qwen3_asr_server.engines._hub import fetch
+
+    model = settings.qwen3_asr_model_path
+    folder = fetch(model, settings.model_hub)
+    print(f"{model} is in {folder}")
+    if settings.model_hub != "huggingface":  # whose names engines know how to find
+        print(f"Set QWEN3_ASR_MODEL_PATH={folder}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     # SUPPRESS leaves out what was not given, so that a command's parser does not undo a flag before it.
     settings = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -114,13 +126,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=serve)
-    commands = parser.add_subparsers(title="commands", metavar="{serve,doctor}")
+    commands = parser.add_subparsers(title="commands", metavar="{serve,doctor,download}")
+    subs = {}
     for command, text in (
         (serve, "serve until stopped; what happens without a command"),
         (doctor, "say what is installed and whether it would work; exit status 1 if not"),
+        (download, "fetch weights from a hub (MODEL_HUB), with progress"),
     ):
-        sub = commands.add_parser(command.__name__, help=text, description=text, parents=[settings])
+        sub = subs[command] = commands.add_parser(command.__name__, help=text, description=text, parents=[settings])
         sub.set_defaults(command=command)
+    subs[download].add_argument(
+        "qwen3_asr_model_path",
+        metavar="MODEL",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="name on the hub, such as Qwen/Qwen3-ASR-0.6B; that of QWEN3_ASR_MODEL_PATH when left out",
+    )
     return parser
 
 

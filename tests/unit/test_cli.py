@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -67,12 +68,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"qwen3-asr-server {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"], ["download", "--help"]])
 def test_help_names_commands_and_flags(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(*arguments) == 0
     text = capsys.readouterr().out
     expected = ["--host", "--port", "--engine", "--log-level"] + (
-        ["serve", "doctor"] if arguments == ["--help"] else []
+        ["serve", "doctor", "download"] if arguments == ["--help"] else []
     )
     assert all(word in text for word in expected)
 
@@ -203,3 +204,82 @@ def test_doctor_misses_a_package(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr(cli.metadata, "requires", lambda name: ["no-such-package>=1", 'uvloop>=1; sys_platform == "x"'])
     assert run("doctor", "--port", "0") == 1
     assert "no-such-package is not installed" in capsys.readouterr().out
+
+
+# ── Weights ──
+
+
+class _RepositoryNotFoundError(OSError):
+    """As the hub's library calls it."""
+
+
+_RepositoryNotFoundError.__name__ = "RepositoryNotFoundError"
+
+
+def with_hub(monkeypatch: pytest.MonkeyPatch, module: str, answer: str | Exception) -> list[str]:
+    """Put a library in the place of a hub's own; return what it is asked for."""
+    asked: list[str] = []
+
+    def snapshot_download(model: str) -> str:
+        asked.append(model)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    library = ModuleType(module)
+    library.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module, library)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("hub", "module", "last"),
+    [
+        ("huggingface", "huggingface_hub", "Qwen/Qwen3-ASR-0.6B is in /cache/folder"),
+        ("ModelScope", "modelscope", "Set QWEN3_ASR_MODEL_PATH=/cache/folder"),
+    ],
+)
+def test_weights_come_from_the_hub_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hub: str, module: str, last: str
+) -> None:
+    monkeypatch.setenv("MODEL_HUB", hub)
+    asked = with_hub(monkeypatch, module, "/cache/folder")
+    assert run("download", "Qwen/Qwen3-ASR-0.6B") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == last
+    assert run("download") == 0
+    assert asked == ["Qwen/Qwen3-ASR-0.6B", "Qwen/Qwen3-ASR-1.7B"]
+
+
+def test_a_local_folder_is_not_fetched(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("download", str(tmp_path)) == 0
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hub", ["huggingface", "modelscope"])
+def test_without_the_library_of_a_hub_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hub: str
+) -> None:
+    module = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}[hub]
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv("MODEL_HUB", hub)
+    text = failure(capsys, "download", "Qwen/Qwen3-ASR-0.6B")
+    assert f"'{module}', which is not installed" in text
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (_RepositoryNotFoundError("404 https://hub/…"), "has no such model"),
+        (ConnectionRefusedError(111, "refused"), "cannot be reached"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("secret"), "RuntimeError"),
+    ],
+)
+def test_a_download_that_fails_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: Exception, reason: str
+) -> None:
+    with_hub(monkeypatch, "huggingface_hub", problem)
+    text = failure(capsys, "download", "Qwen/Qwen3-ASR-0.6B")
+    assert text.startswith("qwen3-asr-server: Qwen/Qwen3-ASR-0.6B could not be fetched: ")
+    assert reason in text
+    assert "secret" not in text
