@@ -76,6 +76,17 @@ class VllmAligner:
         """Whether its process has died."""
         return self._core is not None and self._core.dead
 
+    @property
+    def core(self) -> "AlignerCore":
+        """The running engine core.
+
+        Raises:
+            EngineNotReady: not started, or stopped.
+        """
+        if self._core is None:
+            raise EngineNotReady("the aligner is not running")
+        return self._core
+
     async def start(self) -> None:
         """Load the weights and check that a known clip gets times."""
         if self._core is not None:
@@ -120,7 +131,7 @@ class VllmAligner:
         return words
 
     async def _place(self, audio: Samples, units: Sequence[SpokenUnit]) -> list[Word]:
-        core = self._running()
+        core = self.core
         ids = [core.encode(unit.spoken) for unit in units]
         classes = await core.classes_of(self._windows(audio), ids)
         if len(classes) != 2 * len(units):
@@ -142,14 +153,9 @@ class VllmAligner:
 
     def _limit(self) -> int:
         """Return how many samples one request may have."""
-        core = self._running()
+        core = self.core
         known_s = (core.classes - 1) * core.class_ms / 1000
         return int(min(self._longest_s, LONGEST_S, known_s) * SAMPLE_RATE) // GRID_SAMPLES * GRID_SAMPLES
-
-    def _running(self) -> "AlignerCore":
-        if self._core is None:
-            raise EngineNotReady("the aligner is not running")
-        return self._core
 
     async def _load(self) -> "AlignerCore":
         loading = asyncio.ensure_future(asyncio.to_thread(_load_core, self._options, self._arguments))

@@ -48,11 +48,17 @@ class AlignerCoreOptions:
 
 
 class AlignerCore:
-    """A running engine core."""
+    """A running engine core.
+
+    Attributes:
+        processes: vLLM's, as far as they are children of this one.
+        class_ms: how far apart the classes are, in ms.
+        classes: how many there are.
+    """
 
     def __init__(self, engine: AsyncLLM, processes: Sequence[Any]) -> None:
         self._engine = engine
-        self._processes = processes
+        self.processes = processes
         self._names = itertools.count()
         config = engine.model_config.hf_config
         thinker = config.thinker_config
@@ -99,7 +105,7 @@ class AlignerCore:
         """End the engine core; blocks until it is gone."""
         self._stopped = True
         self._engine.shutdown()
-        for child in self._processes:
+        for child in self.processes:
             child.join(_JOIN_S)
         del self._engine
 
