@@ -137,7 +137,7 @@ class Parsed:
     """Wire code: the forced one, or what the header names; a dialect counts as its language. None for silence,
     for a name that nobody knows, and without a header."""
     text: str
-    """What was said, without control tokens and outer white space."""
+    """What was said, without control tokens, headers in the middle and outer white space."""
     has_header: bool
     """The answer itself named a language, or `None`."""
     body: str
@@ -159,7 +159,8 @@ def parse_output(text: str, forced: str | None) -> Parsed:
     name = _name_in(head) if tag else _name_in_part(head) if forced is None else None
     body = stripped if name is None and (head or not tag) else rest.strip()
     found = find(name) if forced is None and name else None
-    return Parsed(found.forced_code if found else forced, strip_control_tokens(body).strip(), name is not None, body)
+    said = strip_control_tokens(_HEADER_INSIDE.sub(" ", body)).strip()
+    return Parsed(found.forced_code if found else forced, said, name is not None, body)
 
 
 def clean_context(text: str, max_chars: int) -> str:
@@ -206,6 +207,14 @@ _HEADERS: Final = tuple(
     f"language {name}".lower()
     for name in (*(language.name for language in (*WIRE_LANGUAGES, *WEIGHTS_ONLY_LANGUAGES, *DIALECTS)), "none")
 )
+
+
+_NAMES: Final = "|".join(re.escape(header.removeprefix("language ")) for header in _HEADERS)
+_HEADER_INSIDE: Final = re.compile(
+    rf"(?:language\s+)?(?:{_NAMES}){ASR_TEXT}",
+    re.IGNORECASE,
+)
+"""A header where none belongs: a model that has lost its way begins anew."""
 
 
 def _single(encode: Encode, token: str) -> int:
