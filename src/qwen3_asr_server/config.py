@@ -73,7 +73,8 @@ class Settings(BaseSettings):
     aligner_model_path: str = "Qwen/Qwen3-ForcedAligner-0.6B"
     """Hub name or local folder of the forced aligner's weights. Read with WORD_TIMES only."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
-    """Share of the GPU's memory that the engine may use. Read by the engine `vllm` only."""
+    """Share of the GPU's memory that the engine may use, with WORD_TIMES together with the aligner. Read by the
+    engine `vllm` only."""
     kv_cache_gb: float = Field(0, ge=0)
     """Memory for the KV cache, in GB of 2³⁰ bytes; 0 leaves it to GPU_MEMORY_UTILIZATION. Sessions are admitted as far
     as what they need fits in 60 % of it. Read by the engine `vllm` only."""
