@@ -219,6 +219,7 @@ async def test_what_does_not_fit_in_the_cache_waits(small: VllmEngine, record_pr
     assert 0 < let_in.count(True) < len(audios)
     charged = small.stats()["kv_tokens_charged"]
     assert charged <= 0.6 * stats["kv_tokens"]
+    assert small.full, "no more sessions should come"
 
     async def finish(stream: VllmStream, audio: Samples) -> Sequence[int]:
         assert await stream.step(audio, StepKind.FINAL)
@@ -233,6 +234,7 @@ async def test_what_does_not_fit_in_the_cache_waits(small: VllmEngine, record_pr
     assert stats["kv_finals_waited"] == let_in.count(False) == stats["kv_partials_skipped"]
     assert stats["kv_tokens_charged"] == 0
     assert 0 < stats["kv_retention_s"] < 3600
+    assert not small.full
 
 
 async def test_a_core_that_dies_in_mid_step_fails_every_step_and_another_takes_its_place(

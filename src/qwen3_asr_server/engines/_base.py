@@ -1,4 +1,4 @@
-"""What an engine is: three methods, and streams that own their state. `Mortal` and `Counting` are optional.
+"""What an engine is: three methods, and streams that own their state. `Mortal`, `Limited`, `Counting` are optional.
 
 An engine module exposes `ENGINE`, a class that takes the settings of `EngineOptions` and nothing else.
 The engine is shared by all sessions; whatever belongs to one piece lives in its stream, and session
@@ -156,6 +156,16 @@ class Mortal(Protocol):
         Cheap: asked once a second, and after every step that raised `EngineCrashed`. False before `start` and
         after `stop`.
         """
+        ...
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """Optional: an engine whose open pieces share something that can be used up."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the piece of a newcomer would find no room now. Cheap: asked for each new session."""
         ...
 
 

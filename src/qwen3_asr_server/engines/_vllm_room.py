@@ -29,6 +29,8 @@ INTERVALS: Final = 3.0
 LONGEST_RETENTION_S: Final = 3600.0
 MOST_WAITING: Final = 8
 """Finals; one more, and the oldest is let in though it does not fit: vLLM then makes room by forgetting."""
+NEWCOMER_TOKENS: Final = 500
+"""What a piece of 28 s may come to without context."""
 _RATE_S: Final = 5.0
 """Time over which the rate of writing is averaged."""
 
@@ -81,6 +83,12 @@ class KvRoom:
         if self._tokens is None or rate * LONGEST_RETENTION_S <= self._tokens:
             return LONGEST_RETENTION_S
         return self._tokens / rate
+
+    @property
+    def full(self) -> bool:
+        """Whether a newcomer would find no room now."""
+        room = self._fits(self, NEWCOMER_TOKENS) and self.retention_s >= self._retention_limit_s
+        return bool(self._charged) and (bool(self._waiting) or not room)
 
     async def enter(self, stream: object, tokens: int, kind: StepKind) -> bool:
         """Charge a stream with what its next step needs in all.

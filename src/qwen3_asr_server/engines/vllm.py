@@ -86,6 +86,11 @@ class VllmEngine:
         """Whether vLLM's processes have died though nobody stopped them; seen at once, also while nothing runs."""
         return self._core is not None and self._core.dead
 
+    @property
+    def full(self) -> bool:
+        """Whether a piece that begins now would find no room in the KV cache."""
+        return self._tools is not None and self._tools.room.full
+
     def stats(self) -> dict[str, int | float]:
         """Return what it has done since it started, and how its KV cache is used; empty while it does not run."""
         if self._core is None or self._tools is None:

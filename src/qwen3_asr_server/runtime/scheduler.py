@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen3_asr_server.domain import StepKind
-from qwen3_asr_server.engines._base import Engine
+from qwen3_asr_server.engines._base import Engine, Limited
 from qwen3_asr_server.errors import AsrServerError, EngineCrashed, EngineError, EngineTimeout
 from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Lost, Outcome, Skipped
 from qwen3_asr_server.metrics import Metrics
@@ -115,7 +115,9 @@ class StepScheduler:
 
     @property
     def crowded(self) -> bool:
-        """Whether more sessions would make partials rarer than promised."""
+        """Whether more sessions would make partials rarer than promised, or find no room in the engine."""
+        if isinstance(self._engine, Limited) and self._engine.full:
+            return True
         queued = (step for *_, step in self._urgent if step.decode.kind is StepKind.FINAL and not step.dropped)
         finals = ((step.lane, max(step.queued_at, self._ready_at)) for step in queued)
         return self.is_open and self._crowding.crowded(self._clock(), finals)

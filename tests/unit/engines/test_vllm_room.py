@@ -43,6 +43,23 @@ async def test_a_stream_is_charged_with_what_it_needs_now_and_not_twice() -> Non
     assert room.charged == 300
 
 
+async def test_it_is_full_when_a_newcomer_would_find_no_room() -> None:
+    world = World(tokens=2000)
+    world.written = 10**6
+    assert not world.room.full, "nobody is in"
+    world.now = 60.0
+    await world.room.enter("a", 700, PARTIAL)
+    assert not world.room.full
+    world.written += 2000
+    assert world.room.full, "what is written now is gone in five seconds"
+    world.now = 70.0
+    assert not world.room.full
+    await world.room.enter("a", 701, PARTIAL)
+    assert world.room.full
+    world.room.leave("a")
+    assert not world.room.full
+
+
 @pytest.mark.parametrize("kind", [PARTIAL, CANDIDATE, FINAL])
 async def test_who_is_alone_has_room_however_much_it_needs(kind: StepKind) -> None:
     assert await World().room.enter("a", 5000, kind)

@@ -137,6 +137,18 @@ async def test_a_partial_without_room_is_skipped():
         assert speaker.outcomes == [Skipped(0, PARTIAL)]
 
 
+@virtual_time
+async def test_no_more_sessions_should_come_to_an_engine_that_is_full():
+    class LimitedEngine(HeldEngine):
+        full = False
+
+    engine = LimitedEngine()
+    async with scheduling(engine) as scheduler:
+        assert not scheduler.crowded
+        engine.full = True
+        assert scheduler.crowded
+
+
 # Finals and candidates
 
 
