@@ -90,11 +90,11 @@ class Fleet:
             return "VLLM_URLS names no server"
         return "; ".join(f"server {server.number} {server.reason}" for server in self.servers)
 
-    def flat(self) -> dict[str, int]:
-        """Return how they are, by name."""
+    def flat(self) -> dict[str, float]:
+        """Return how they are, by name; levels, so all are floats."""
         each = {
             f"server_{server.number}_{name}": value
             for server in self.servers
-            for name, value in (("up", int(server.up)), ("streams", server.streams))
+            for name, value in (("up", float(server.up)), ("streams", float(server.streams)))
         }
-        return {"servers": len(self.servers), "servers_up": self.up} | each
+        return {"servers": float(len(self.servers)), "servers_up": float(self.up)} | each

@@ -83,9 +83,9 @@ class VllmHttpEngine:
         """The servers."""
         return self._fleet
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, int | float]:
         """Return what was done since the start, and which servers are up; empty while it does not run."""
-        return self._shared.counters.flat() | self._fleet.flat() if self._shared else {}
+        return {**self._shared.counters.flat(), **self._fleet.flat()} if self._shared else {}
 
     async def start(self) -> None:
         """Read the tokenizer and greet all servers; one that works is enough."""

@@ -93,6 +93,7 @@ def test_a_lost_server_is_asked_again_ever_more_rarely() -> None:
 def test_numbers_say_which_one_is_missing(fleet: Fleet) -> None:
     fleet.servers[1].lost("does not answer")
     fleet.servers[0].take()
+    assert all(isinstance(value, float) for value in fleet.flat().values()), "levels are gauges"
     assert fleet.flat() == {
         "servers": 3,
         "servers_up": 2,
