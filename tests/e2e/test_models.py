@@ -13,7 +13,6 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from qwen3_asr_server.engines._base import EngineOptions
-from qwen3_asr_server.runtime.pool import PoolOptions
 from support.energy_vad import EnergyVad
 from support.invariants import COMPLETED, FAILED
 from support.lives import MortalEngine
@@ -124,7 +123,7 @@ async def test_an_unknown_name_is_refused_and_moves_nothing(monkeypatch: pytest.
 
 async def test_a_switch_waits_for_sessions_then_is_refused_before_the_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
     with house(monkeypatch) as there:
-        there.running.services.pool._options = PoolOptions(switch_timeout_s=0.3)
+        there.running.services.pool.leases._wait_s = 0.3
         async with session(there) as client:
             with pytest.raises(InvalidStatus) as refused:
                 async with raw_client(f"{there.url}?model=small"):
@@ -140,7 +139,7 @@ async def test_who_waits_for_a_switch_is_served_when_the_last_session_ends(monke
     with house(monkeypatch) as there:
         async with session(there) as client:
             waiting = asyncio.create_task(use_small(there))
-            await asyncio.to_thread(wait_until, lambda: there.running.services.pool._waiting == 1)
+            await asyncio.to_thread(wait_until, lambda: there.running.services.pool.leases._waiting == 1)
             assert await transcribed(client)
         await waiting
         assert not there.engines["big"].up
@@ -160,7 +159,7 @@ async def test_who_gives_up_waiting_leaves_nothing_behind(monkeypatch: pytest.Mo
                 async with raw_client(f"{there.url}?model=small", open_timeout=0.3):
                     pytest.fail("a session lost its model")
             assert await transcribed(client)
-        await asyncio.to_thread(wait_until, lambda: there.running.services.pool._waiting == 0)
+        await asyncio.to_thread(wait_until, lambda: there.running.services.pool.leases._waiting == 0)
         await asyncio.to_thread(there.nobody_left)
         async with session(there) as client:
             assert await transcribed(client)

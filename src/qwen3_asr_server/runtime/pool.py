@@ -15,23 +15,22 @@ Tells the step scheduler whether there is an engine. Knows no settings and no se
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 from qwen3_asr_server.engines._base import Counting, Engine, Mortal
-from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady, ShuttingDown
+from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Refused
 from qwen3_asr_server.runtime.alarm import Clock
 from qwen3_asr_server.runtime.backoff import Backoff
+from qwen3_asr_server.runtime.changes import Changes
+from qwen3_asr_server.runtime.leases import Leases
 
 _log = logging.getLogger(__name__)
 
 Phase = Literal["unloaded", "loading", "ready", "restarting", "unloading", "failed"]
-
-_MOST_WAITING: Final = 64
-"""Clients that may wait for a switch at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,9 @@ class Pool:
         metrics: where starts and deaths are noted.
         clock: seconds, monotonic, at the rate of the event loop's clock.
         on_death: called when the pool itself has failed: no engine would be started any more.
+
+    Attributes:
+        leases: who uses what is loaded. `lease` is the way to get one.
     """
 
     def __init__(
@@ -106,21 +108,18 @@ class Pool:
         self._on_death = on_death
         self._user: EngineUser | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._moved = asyncio.Event()
+        self._changes = Changes()
         self._stopping = False
         self._wanted: str | None = None
         self._held: str | None = None
         """Whose engine is started, or being started or stopped."""
         self._lost = False
-        self._leased: str | None = None
-        self._leases = 0
-        self._waiting = 0
-        self._idle_since = clock()
         self._backoff = Backoff()
         self._retry_at = clock()
         self._failure: EngineError | None = None
         self._phase: Phase = "unloaded"
         self._phase_since = clock()
+        self.leases = Leases(self._changes, options.switch_timeout_s, clock)
         metrics.engine_up.set_function(lambda: float(self._phase == "ready"))
         metrics.count_engine(self.stats)
 
@@ -139,36 +138,9 @@ class Pool:
             EngineError: with a reason a user can act upon.
         """
         self._want(next(iter(self._engines)))
-        await self._until(lambda: self._phase in ("ready", "failed") or self._stopping)
+        await self._changes.until(lambda: self._phase in ("ready", "failed") or self._stopping)
         if self._failure is not None:
             raise self._failure
-
-    def leasable(self, model: str) -> bool:
-        """Tell whether nobody has leased another model."""
-        return not self._leases or self._leased == model
-
-    async def room_for(self, model: str) -> None:
-        """Wait until nobody has leased another model.
-
-        Raises:
-            Refused: that took too long, or too many wait already.
-            ShuttingDown: after `stop`.
-        """
-        if self.leasable(model):
-            return
-        refused = Refused("Another model is in use; try again later.", reason="model_in_use")
-        if self._waiting >= _MOST_WAITING:
-            raise refused
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self._options.switch_timeout_s):
-                await self._until(lambda: self.leasable(model) or self._stopping)
-        except TimeoutError:
-            raise refused from None
-        finally:
-            self._waiting -= 1
-        if self._stopping:
-            raise ShuttingDown("The server is shutting down.")
 
     @contextmanager
     def lease(self, model: str) -> Iterator[None]:
@@ -177,17 +149,9 @@ class Pool:
         Raises:
             Refused: another model is leased.
         """
-        if not self.leasable(model):
-            raise Refused("Another model is in use; try again later.", reason="model_in_use")
-        self._leased = model
-        self._leases += 1
-        self._want(model)
-        try:
+        with self.leases.hold(model):
+            self._want(model)
             yield
-        finally:
-            self._leases -= 1
-            self._idle_since = self._clock()
-            self._move()
 
     async def release(self) -> bool:
         """Unload what is loaded, or give up loading it; whoever comes next loads it again.
@@ -198,13 +162,13 @@ class Pool:
         Raises:
             Refused: somebody has a lease.
         """
-        if self._leases:
+        if self.leases.count:
             raise Refused("The model is in use.", reason="model_in_use")
         if self._held is None and self._wanted is None:
             return False
         self._wanted = None
-        self._move()
-        await self._until(lambda: self._held is None or self._wanted is not None)
+        self._changes.tell()
+        await self._changes.until(lambda: self._held is None or self._wanted is not None)
         return True
 
     def look(self) -> None:
@@ -225,7 +189,7 @@ class Pool:
         attempt = {"loading": 1, "restarting": self._backoff.attempt}.get(self._phase, 0)
         since_s = self._clock() - self._phase_since
         error = self._failure.message if self._failure is not None else None
-        return PoolStatus(self._phase, self._held or self._wanted, since_s, attempt, error, self._leases)
+        return PoolStatus(self._phase, self._held or self._wanted, since_s, attempt, error, self.leases.count)
 
     def stats(self) -> Mapping[str, int | float]:
         """Return what the engine has counted since it started; empty for one that does not count."""
@@ -235,39 +199,23 @@ class Pool:
     async def stop(self) -> None:
         """Stop what is started, whoever has a lease. Safe to call twice, or without `start`."""
         self._stopping, self._wanted = True, None
-        self._move()
+        self.leases.close()
         runner, self._runner = self._runner, None
         if runner is not None:
             await asyncio.wait({runner}, timeout=2 * self._options.stop_timeout_s)
             runner.cancel()
 
-    # Wishes
-
     def _want(self, model: str) -> None:
         if not self._stopping and self._wanted != model:
             self._wanted = model
-            self._move()
-
-    def _move(self) -> None:
-        """Let everybody who waits for a change look again."""
-        self._moved.set()
-        self._moved = asyncio.Event()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self._moved.wait()
-
-    async def _until_or(self, condition: Callable[[], bool], deadline: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, deadline - self._clock())):
-                await self._until(condition)
+            self._changes.tell()
 
     # The one task
 
     async def _run(self, user: EngineUser) -> None:
         while self._held is not None or not self._stopping:
             if self._held is None and self._wanted is None:
-                await self._until(lambda: self._wanted is not None or self._stopping)
+                await self._changes.until(lambda: self._wanted is not None or self._stopping)
             elif self._held is None and self._wanted is not None:
                 await self._load(self._wanted, user)
             elif self._held is not None and (self._held != self._wanted or self._lost):
@@ -283,7 +231,7 @@ class Pool:
 
     async def _load(self, model: str, user: EngineUser) -> None:
         if self._backoff.attempt:
-            await self._until_or(lambda: self._wanted != model, self._retry_at)
+            await self._changes.until_or(lambda: self._wanted != model, self._retry_at - self._clock())
             if self._wanted != model:
                 self._rest()
                 return
@@ -303,7 +251,7 @@ class Pool:
         self._metrics.engine_load_seconds.observe(now - began)
         self._failure = None
         self._backoff.runs(now)
-        self._idle_since = now
+        self.leases.idle_since = now
         self._enter("ready")
         user.engine_ready(engine)
 
@@ -311,7 +259,7 @@ class Pool:
         """Start an engine, or give up as soon as something else is wanted; tell whether it runs, and if not, why."""
         async with asyncio.TaskGroup() as group:
             starting = group.create_task(_start(engine))
-            changing = group.create_task(self._until(lambda: self._wanted != model))
+            changing = group.create_task(self._changes.until(lambda: self._wanted != model))
             await asyncio.wait({starting, changing}, return_when=asyncio.FIRST_COMPLETED)
             starting.cancel()
             changing.cancel()
@@ -342,15 +290,15 @@ class Pool:
         await self._stop(self._engines[model])
         self._held, self._lost = None, False
         if restart and self._wanted == model:
-            self._move()
+            self._changes.tell()
         else:
             self._rest()
 
     async def _watch(self) -> None:
-        await self._until_or(lambda: self._held != self._wanted or self._lost, self._clock() + self._options.watch_s)
+        await self._changes.until_or(lambda: self._held != self._wanted or self._lost, self._options.watch_s)
         self.look()
         limit_s = self._options.idle_unload_s
-        if limit_s and not self._leases and self._clock() - self._idle_since >= limit_s:
+        if limit_s and not self.leases.count and self._clock() - self.leases.idle_since >= limit_s:
             _log.info("the engine is unloaded, as nobody uses it", extra={"model": self._held})
             self._wanted = None
 
@@ -369,7 +317,7 @@ class Pool:
     def _enter(self, phase: Phase) -> None:
         if phase != self._phase:
             self._phase, self._phase_since = phase, self._clock()
-        self._move()
+        self._changes.tell()
 
 
 async def _start(engine: Engine) -> EngineError | None:

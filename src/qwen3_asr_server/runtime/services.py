@@ -130,7 +130,7 @@ class Services:
             case "loading" | "restarting" | "failed" as phase:
                 return phase
             case _:
-                full = self._crowded or self.admission.full or not self.pool.leasable(self.models.default)
+                full = self._crowded or self.admission.full or not self.pool.leases.possible(self.models.default)
                 return "full" if full else "ready"
 
     @property
@@ -207,7 +207,7 @@ class Services:
             Overloaded: that took too long, or the server is shutting down.
         """
         with self._refusals_counted():
-            await self.pool.room_for(model)
+            await self.pool.leases.room_for(model)
 
     @contextmanager
     def open_session(

@@ -308,7 +308,7 @@ async def test_a_release_gives_up_a_load():
 async def test_a_switch_releases_the_old_model_first():
     async with staged() as stage:
         await stage.pool.load()
-        await stage.pool.room_for("b")
+        await stage.pool.leases.room_for("b")
         with stage.lease("b"):
             await asyncio.sleep(STOP_S + LOAD_S + 1)
             assert stage.user.engine is stage.b
@@ -328,7 +328,7 @@ async def test_a_switch_waits_for_leases_but_not_for_ever(held_s, served):
         asyncio.get_running_loop().call_later(held_s, held.close)
         began = clock()
         with nullcontext() if served else pytest.raises(Refused):
-            await stage.pool.room_for("b")
+            await stage.pool.leases.room_for("b")
         assert clock() - began == pytest.approx(min(held_s, 30))
         assert stage.user.engine is stage.a
         await asyncio.sleep(5)
@@ -341,7 +341,7 @@ async def test_those_who_wait_for_different_models_get_them_in_turn():
         order = []
 
         async def session(model):
-            await stage.pool.room_for(model)
+            await stage.pool.leases.room_for(model)
             with stage.lease(model):
                 order.append(model)
                 await asyncio.sleep(1)
@@ -356,7 +356,7 @@ async def test_those_who_wait_for_different_models_get_them_in_turn():
 async def test_only_so_many_wait_for_a_switch():
     async with staged() as stage:
         with stage.lease("a"):
-            waiting = [asyncio.create_task(stage.pool.room_for("b")) for _ in range(65)]
+            waiting = [asyncio.create_task(stage.pool.leases.room_for("b")) for _ in range(65)]
             await settle()
             assert [task.done() for task in waiting] == [False] * 64 + [True]
         results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -408,7 +408,7 @@ async def test_it_stops_at_any_moment(after_s):
     async with staged() as stage:
         stack = stage.lease()
         await asyncio.sleep(after_s)
-        waiting = asyncio.create_task(stage.pool.room_for("b"))
+        waiting = asyncio.create_task(stage.pool.leases.room_for("b"))
         await asyncio.sleep(0)
         stage.stopping = True
         await stage.pool.stop()
@@ -468,7 +468,7 @@ def test_whatever_happens_no_session_loses_its_model_and_all_are_served_in_the_e
             held, releases = [], []
             for action, value in actions:
                 match action:
-                    case "lease" if stage.pool.leasable(value):
+                    case "lease" if stage.pool.leases.possible(value):
                         held.append(stage.lease(value))
                     case "end" if held:
                         held.pop(value % len(held)).close()
