@@ -16,6 +16,7 @@ const STATES = {
 };
 const UNREADY = {
   loading: "The recogniser is loading. This page goes on by itself.",
+  restarting: "The recogniser has died and is started again. This page goes on by itself.",
   draining: "The server is shutting down.",
   failed: "The server could not start its recogniser. Its log says why.",
 };
