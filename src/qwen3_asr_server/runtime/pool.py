@@ -204,6 +204,8 @@ class Pool:
         if runner is not None:
             await asyncio.wait({runner}, timeout=2 * self._options.stop_timeout_s)
             runner.cancel()
+        if self._held is not None:  # the task has failed, or was given up
+            await self._stop(self._engines[self._held])
 
     def _want(self, model: str) -> None:
         if not self._stopping and self._wanted != model:

@@ -442,7 +442,9 @@ async def test_a_fault_of_its_own_is_told(caplog):
     await settle()
     assert stage.died
     assert "pool has failed" in caplog.text
+    stage.stopping, stage.user.engine = True, None
     await stage.pool.stop()
+    assert not stage.a.up
 
 
 # Everything together
