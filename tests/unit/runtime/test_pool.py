@@ -393,10 +393,13 @@ async def test_a_crash_before_a_switch_is_no_restart_of_the_other():
         await stage.pool.load()
         stage.a.dead = True
         stage.pool.look()
+        stage.b.start_failures.append(EngineNotReady("no weights"))
         with stage.lease("b"):
-            await asyncio.sleep(1)
-            await asyncio.sleep(STOP_S + LOAD_S + 1)
-            assert (stage.user.engine, stage.a.starts) == (stage.b, 1)
+            await asyncio.sleep(STOP_S + 1)
+            assert (stage.phase(), stage.pool.status().attempt) == ("loading", 1)
+            await asyncio.sleep(STOP_S + LOAD_S)
+            assert stage.phase() == "failed", "it is for the next client to try again"
+        assert (stage.a.starts, stage.b.starts) == (1, 1)
 
 
 # The end
