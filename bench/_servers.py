@@ -10,14 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from _http import wait_ready
 from _tiny_speech import CHECKPOINT
 
 START_S = 300
@@ -41,16 +39,8 @@ class Server:
 
     def wait_ready(self) -> None:
         """Wait until it takes new sessions: after its start, or after a run that was too much for it."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.ready_path}", timeout=1):
-                    return
-            except (OSError, urllib.error.URLError):
-                time.sleep(0.2)
-        raise RuntimeError(f"the server was not ready within {START_S} s")
+        url = f"http://127.0.0.1:{self.port}{self.ready_path}"
+        wait_ready(url, START_S, lambda: self.process.poll() is None)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from _http import wait_ready
 from _profile import Overhead, ProfileRows, measure_overhead, new_profile, rows_of
 from prometheus_client import CollectorRegistry
 
@@ -126,7 +127,9 @@ def target(core: int | None) -> Iterator[Target]:
     try:
         if not ours.poll(START_TIMEOUT_S):
             raise TimeoutError("the server under test did not start")
-        yield Target(ours, ours.recv())
+        port = ours.recv()
+        wait_ready(f"http://127.0.0.1:{port}/health/ready", START_TIMEOUT_S)
+        yield Target(ours, port)
     finally:
         process.terminate()
         process.join(10)
