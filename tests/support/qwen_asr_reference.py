@@ -3,7 +3,9 @@
     python qwen_asr_reference.py CHECKPOINT AUDIO.npz IDS.json
 
 Uses the package as its own `transcribe` does (its prompt, its processor, its model), and writes token ids instead of
-text: for each array of AUDIO a list, in the order of their names. Knows nothing of this project.
+text: for each array of AUDIO a list, in the order of their names; once as the package is, and once with its encoder
+kept to windows of 8 s. It has a mask for that, which it applies only through FlashAttention 2, so not on a processor.
+Knows nothing of this project.
 """
 
 import json
@@ -22,9 +24,22 @@ SHORTEST = 8_000
 def main(checkpoint: str, audio: str, target: str) -> None:
     """Decode every clip alone, greedily."""
     model = Qwen3ASRModel.from_pretrained(checkpoint, dtype=torch.float32)
-    with np.load(audio) as clips:
-        found = [ids_of(model, clips[name]) for name in sorted(clips.files)]
+    with np.load(audio) as archive:
+        clips = [archive[name] for name in sorted(archive.files)]
+    found = {"as_it_is": [ids_of(model, clip) for clip in clips]}
+    keep_windows(model.model.thinker.audio_tower)
+    found["in_windows"] = [ids_of(model, clip) for clip in clips]
     Path(target).write_text(json.dumps(found), encoding="utf-8")
+
+
+def keep_windows(encoder: torch.nn.Module) -> None:
+    """Give every layer the mask that the package makes and forgets."""
+
+    def with_mask(_: torch.nn.Module, inputs: tuple, options: dict) -> tuple[tuple, dict]:
+        return inputs, options | {"attention_mask": encoder._prepare_attention_mask(*inputs)}
+
+    for layer in encoder.layers:
+        layer.register_forward_pre_hook(with_mask, with_kwargs=True)
 
 
 def ids_of(model: Qwen3ASRModel, samples: "np.ndarray") -> list[int]:

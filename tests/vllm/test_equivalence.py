@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from qwen3_asr_server.audio.mel import HOP_SAMPLES, WINDOW_FRAMES
 from qwen3_asr_server.domain import GRID_SAMPLES, SAMPLE_RATE, Samples, StepKind, StreamOptions
 from qwen3_asr_server.engines._base import EngineOptions
 from qwen3_asr_server.engines.transformers import TransformersEngine
@@ -55,11 +56,13 @@ FILLED: Sequence[Samples] = [np.pad(audio, (0, FULL - len(audio))) for audio in 
 
 @dataclass(frozen=True)
 class Official:
-    """What the official package wrote."""
+    """What the official package wrote, its encoder kept to windows of 8 s."""
 
     clips: Sequence[Ids]
     short: Sequence[Ids]
     filled: Sequence[Ids]
+    clips_as_it_is: Sequence[Ids]
+    """The same without windows: what it does on a processor."""
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +74,15 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
     command = [REFERENCE_PYTHON, str(script), str(CHECKPOINT), "audio.npz", "ids.json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=REFERENCE_TIMEOUT_S)
-    found = iter([tuple(ids) for ids in json.loads((folder / "ids.json").read_text())])
-    clips, short = (list(itertools.islice(found, len(part))) for part in (CLIPS, SHORT))
-    return Official(clips, short, list(found))
+    found = json.loads((folder / "ids.json").read_text())
+    ids = [tuple(written) for written in found["in_windows"]]
+    begin_short, begin_filled = len(CLIPS), len(CLIPS) + len(SHORT)
+    return Official(
+        ids[:begin_short],
+        ids[begin_short:begin_filled],
+        ids[begin_filled:],
+        [tuple(written) for written in found["as_it_is"][:begin_short]],
+    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -126,6 +135,21 @@ async def test_transformers_writes_the_same(transformers: TransformersEngine, of
     together = await asyncio.gather(*[ids_of(transformers, audio) for audio in CLIPS])
     assert transformers.stats()["batches"] < len(CLIPS) / 2, "nothing was batched"
     assert not differences(official.clips, together)
+
+
+async def test_on_a_processor_the_official_package_forgets_the_windows(
+    official: Official, record_property: Record
+) -> None:
+    """Clips of up to one window are the same."""
+    different = [
+        number
+        for number, pair in enumerate(zip(official.clips, official.clips_as_it_is, strict=True))
+        if len({*pair}) > 1
+    ]
+    longer = [number for number, audio in enumerate(CLIPS) if len(audio) > WINDOW_FRAMES * HOP_SAMPLES]
+    record_property("figure", f"{len(different)} of {len(longer)} longer clips differ")
+    assert different
+    assert {*different} <= {*longer}
 
 
 async def test_what_is_too_short_is_filled_up_further(

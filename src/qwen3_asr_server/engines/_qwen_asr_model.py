@@ -47,6 +47,7 @@ class QwenAsrModel:
         library_log.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         package = Qwen3ASRModel.from_pretrained(model_path, dtype=_DTYPES[dtype], device_map=device)
+        _keep_windows(package.model.thinker.audio_tower)
         ends = GenerationConfig.from_pretrained(model_path).eos_token_id
         return cls(package, [ends] if isinstance(ends, int) else list(ends or ()))
 
@@ -106,3 +107,16 @@ class QwenAsrModel:
         ]
         prompt = self._package.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return str(prompt) + (forced_header(wanted.language) if wanted.language else "")
+
+
+def _keep_windows(encoder: Any) -> None:
+    """Let the encoder attend to 8 s at a time, as it does on vLLM.
+
+    The package makes a mask for that and forgets to apply it, except through FlashAttention 2.
+    """
+
+    def with_mask(_: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return inputs, options | {"attention_mask": encoder._prepare_attention_mask(*inputs)}
+
+    for layer in encoder.layers:
+        layer.register_forward_pre_hook(with_mask, with_kwargs=True)
