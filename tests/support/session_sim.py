@@ -83,7 +83,8 @@ class Sim:
     def __post_init__(self) -> None:
         self.machine = SessionMachine(self.config, self.options, self.now)
         self._work: list[ScoreFrames | Decode] = []
-        self._begun: set[int] = set()
+        self._begun: dict[int, int] = {}
+        self._lost: set[int] = set()
         self._eager = self.rng.choice([0.1, 0.5, 0.9, 1.0])  # how readily input comes before answers
         self._vad_first = self.rng.random() < 0.5
         self.peak_buffered = 0
@@ -121,8 +122,9 @@ class Sim:
         assert not any(isinstance(w, Decode) and w.piece == job.piece for w in self._work), "one decode a piece"
         assert len(job.audio) == job.upto - job.start > 0
         assert len(job.audio) % GRID_SAMPLES == 0
+        assert job.item not in self._lost, "what died with an engine is not heard again"
         self.decoded.append(job)
-        self._begun.add(job.piece)
+        self._begun[job.piece] = job.item
         self._work.append(job)
 
     def _pull(self) -> None:
@@ -132,11 +134,12 @@ class Sim:
         self._start(job)
 
     def _drop(self, piece: int) -> None:
-        self._begun.discard(piece)
+        self._begun.pop(piece, None)
         self._work = [w for w in self._work if not (isinstance(w, Decode) and w.piece == piece)]
 
     def _die(self) -> None:
         lost = sorted(self._begun)
+        self._lost |= set(self._begun.values())
         for piece in lost:
             self._drop(piece)
         for piece in lost:

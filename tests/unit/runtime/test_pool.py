@@ -252,6 +252,17 @@ async def test_an_idle_engine_is_unloaded_and_loaded_again():
 
 
 @virtual_time
+async def test_the_time_of_loading_is_not_idle():
+    async with staged(idle_unload_s=10) as stage:
+        with stage.lease():
+            pass
+        await asyncio.sleep(LOAD_S + 8)
+        assert stage.user.engine is stage.a
+        await asyncio.sleep(4)
+        assert stage.user.engine is None
+
+
+@virtual_time
 async def test_it_stays_where_idleness_is_no_reason():
     async with staged(idle_unload_s=0) as stage:
         await stage.pool.load()
@@ -371,6 +382,25 @@ async def test_a_switch_in_mid_load_gives_the_load_up():
         with stage.lease("b"):
             await asyncio.sleep(STOP_S + LOAD_S + 1)
             assert stage.user.engine is stage.b
+
+
+@virtual_time
+async def test_an_engine_that_calls_its_end_a_failure_changes_no_wish():
+    class Talkative(MortalEngine):
+        async def start(self):
+            try:
+                await super().start()
+            except asyncio.CancelledError:
+                raise EngineNotReady("it was cancelled") from None
+
+    async with staged() as stage:
+        stage.pool._engines["a"] = Talkative(start_s=LOAD_S)
+        with stage.lease("a"):
+            await asyncio.sleep(LOAD_S / 2)
+        with stage.lease("b"):
+            await asyncio.sleep(STOP_S + LOAD_S + 1)
+            assert stage.user.engine is stage.b
+        assert stage.pool.status().last_error is None
 
 
 @virtual_time
