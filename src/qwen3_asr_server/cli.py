@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DISTRIBUTION: Final = "qwen3-asr-realtime-server"
-_RUNTIME_EXTRAS: Final = frozenset({"demo", "audio", "vllm", "transformers", "qwen-asr"})
+_RUNTIME_EXTRAS: Final = frozenset(
+    {"demo", "audio", "vllm", "vllm-http", "transformers", "qwen-asr", "words-ja", "words-ko"}
+)
 _DOCTOR_DEADLINE_S: Final = 600
 
 

@@ -17,6 +17,7 @@ const STATES = {
 const UNREADY = {
   loading: "The recogniser is loading. This page goes on by itself.",
   restarting: "The recogniser has died and is started again. This page goes on by itself.",
+  full: "The server has no room for another session now. This page goes on by itself.",
   draining: "The server is shutting down.",
   failed: "The server could not start its recogniser. Its log says why.",
 };
