@@ -36,6 +36,7 @@ SAFE_SHARE: Final = 0.8
 """Beyond its limit, words that end later in a window are placed again by the next one. The window's text is
 estimated: this is how wrong the estimate may be."""
 
+_BLOCK: Final = SAMPLE_RATE // 50
 _KNOWN_TEXT: Final = "please open the door"
 
 
@@ -123,11 +124,10 @@ class VllmAligner:
                 return [*words, *(word.shifted(begin) for word in await self._place(window, units))]
             likely = units_in_share(units, _audible(window) / max(1, _audible(audio[begin:])))
             placed = await self._place(window, units[:likely])
-            safe = [word for word in placed if word.end <= SAFE_SHARE * limit]
-            words += [word.shifted(begin) for word in safe]
-            units = units[len(safe) :]
-            # Without a word to go on from, it was mostly silence.
-            begin += max(safe[-1].end if safe else limit // 2, GRID_SAMPLES)
+            kept, end = _cut(window, placed)
+            words += [word.shifted(begin) for word in placed[:kept]]
+            units = units[kept:]
+            begin += end
         return words
 
     async def _place(self, audio: Samples, units: Sequence[SpokenUnit]) -> list[Word]:
@@ -183,11 +183,26 @@ async def _abandon(loading: "asyncio.Future[AlignerCore]") -> None:
         await asyncio.to_thread(loading.result().stop)
 
 
+def _cut(window: Samples, placed: Sequence[Word]) -> tuple[int, int]:
+    """Return how many words of a window to keep, and where the next one begins: in a pause, as far as there is one."""
+    safe = [n for n, word in enumerate(placed[:-1]) if word.end <= SAFE_SHARE * len(window)]
+    if not safe:
+        return 0, len(window) // 2  # mostly silence
+    late = [n for n in safe if placed[n].end >= len(window) // 3] or safe
+    last = max(late, key=lambda n: placed[n + 1].start - placed[n].end)
+    first, upto = ((placed[n].start + placed[n].end) // 2 for n in (last, last + 1))
+    blocks = window[first : max(upto, first + GRID_SAMPLES)]
+    levels = np.abs(blocks[: len(blocks) // _BLOCK * _BLOCK]).reshape(-1, _BLOCK).max(axis=1)
+    quiet = np.flatnonzero(levels == levels.min())
+    cut = first + int(quiet[len(quiet) // 2]) * _BLOCK
+    return last + 1, max(GRID_SAMPLES, cut // GRID_SAMPLES * GRID_SAMPLES)
+
+
 def _audible(audio: Samples) -> int:
     """Return in how many samples, of whole 20 ms, something is heard: a tenth of the loudest level or more."""
-    blocks = audio[: len(audio) // 320 * 320].reshape(-1, 320)
+    blocks = audio[: len(audio) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
     levels = np.sqrt(np.mean(blocks**2, axis=1))
-    return int(np.count_nonzero(levels >= 0.1 * levels.max(initial=0.0))) * 320
+    return int(np.count_nonzero(levels >= 0.1 * levels.max(initial=0.0))) * _BLOCK
 
 
 ALIGNER = VllmAligner
