@@ -258,9 +258,13 @@ async def test_a_server_killed_in_mid_step_costs_no_word(servers: list[VllmServe
         for stream, audio in zip(streams, audios, strict=True):
             await stream.step(audio[: 12 * GRID_SAMPLES], StepKind.PARTIAL)
         assert [server.streams for server in engine.fleet.servers] == [3, 3]
-        steps = [asyncio.create_task(s.step(a, StepKind.FINAL)) for s, a in zip(streams, audios, strict=True)]
-        await asyncio.sleep(0)
-        servers[0].kill()
+        with stopped(servers[0]):  # else it might be done before it dies
+            asked = engine.stats()["sent_bytes"]
+            steps = [asyncio.create_task(s.step(a, StepKind.FINAL)) for s, a in zip(streams, audios, strict=True)]
+            await asyncio.wait(steps[1::2])
+            assert engine.stats()["sent_bytes"] > asked
+            assert not any(step.done() for step in steps[::2])
+            servers[0].kill()
         assert await asyncio.gather(*steps) == wanted
         assert [server.streams for server in engine.fleet.servers] == [0, 6]
         assert engine.stats()["moved"] == 3
