@@ -128,6 +128,8 @@ async def test_a_released_model_frees_its_processes_and_comes_back(server: Serve
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.read()
 
+    async with raw_client(f"{server.url}?model={model_of(server)['model']}") as client:
+        wanted = await transcribed(client)
     await until(lambda: model_of(server)["leases"] == 0, 10)
     (before,) = engine_cores(server)
     assert b'"released":true' in await asyncio.to_thread(offload)
@@ -135,7 +137,7 @@ async def test_a_released_model_frees_its_processes_and_comes_back(server: Serve
     assert engine_cores(server) == []
     assert model_of(server)["phase"] == "unloaded"
     async with raw_client(server.url) as client:
-        assert await transcribed(client) == CLIP.text
+        assert await transcribed(client) == wanted
     assert model_of(server)["phase"] == "ready"
 
 
