@@ -126,6 +126,8 @@ class AlignerCore:
         if self.dead:
             raise EngineCrashed("The aligner is gone.")
         stamped = [token for unit in units for token in (*unit, self._stamp, self._stamp)]
+        if len(stamped) + sum(window.tokens for window in windows) + 2 > MAX_MODEL_LEN:
+            raise EngineError("The text is too long for its words to be placed.")
         prompt = audio_prompt(
             self._before,
             windows,
