@@ -17,7 +17,7 @@ from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import decode_mm_kwa
 from qwen3_asr_server.domain import StepKind
 from qwen3_asr_server.engines._vllm_http_client import Failed, Refused, Unfit, content_of
 from qwen3_asr_server.engines._vllm_http_vocabulary import load_vocabulary
-from qwen3_asr_server.engines._vllm_http_wire import Check, MelNumbers, Wire, mel_bytes, read_reply
+from qwen3_asr_server.engines._vllm_http_wire import MelNumbers, Wire, mel_bytes, read_reply
 from qwen3_asr_server.engines._vllm_request import Request, Window
 from qwen3_asr_server.errors import EngineNotReady
 from support.tiny_speech import CHECKPOINT, tiny_clips
@@ -35,7 +35,7 @@ def request(delivered: Collection[str] = (), kind: StepKind = StepKind.PARTIAL, 
     return Request((1, 2, 3), windows, (4, 5), 32, kind, 0.0, set(delivered), chances)
 
 
-def body(made: Request, check: Check | None = None) -> Any:
+def body(made: Request, check: bool = False) -> Any:
     return json.loads(WIRE.body(made, made.after, max_tokens=made.max_tokens, check=check))
 
 
@@ -116,11 +116,10 @@ def test_probabilities_are_asked_for_where_they_are_wanted() -> None:
     assert body(request(chances=True))["sampling_params"]["logprobs"] == 0
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-def test_a_check_asks_for_the_models_own_choices(recompute: bool) -> None:
-    params = body(request(), Check(recompute))["sampling_params"]
+def test_a_check_asks_for_the_models_own_choices_and_not_for_those_of_the_cache() -> None:
+    params = body(request(), check=True)["sampling_params"]
     assert params["prompt_logprobs"] == 1
-    assert params["skip_reading_prefix_cache"] is recompute
+    assert params.get("skip_reading_prefix_cache") is not False
 
 
 def test_finals_go_first() -> None:

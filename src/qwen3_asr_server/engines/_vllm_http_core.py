@@ -13,7 +13,7 @@ from typing import Final
 from qwen3_asr_server.domain import SAMPLE_RATE
 from qwen3_asr_server.engines._vllm_http_client import Client, Failed, NoAnswer, Refused, Unfit
 from qwen3_asr_server.engines._vllm_http_servers import Fleet, Server
-from qwen3_asr_server.engines._vllm_http_wire import Check, Reply, Wire, read_reply
+from qwen3_asr_server.engines._vllm_http_wire import Reply, Wire, read_reply
 from qwen3_asr_server.engines._vllm_request import ENDINGS, Answer, Counters, Ending, Request, TokenIds, Verdict
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady, EngineTimeout
 
@@ -83,10 +83,7 @@ class RemoteCore:
         self.counters.verified += 1
         first = len(request.before) + sum(window.tokens for window in request.windows) + len(request.after)
         bound = min(request.max_tokens, CHECKED_TOKENS)
-        for recompute in (False, True):
-            reply = await self._ask(request, request.after + draft, bound, Check(recompute))
-            if (reply.cached_tokens or 0) <= first:
-                break
+        reply = await self._ask(request, request.after + draft, bound, check=True)
         answer = self._answer(reply)
         # The first place of a prompt has no row.
         found = reply.first_choices[first - 1 :]
@@ -108,7 +105,7 @@ class RemoteCore:
 
     # Requests
 
-    async def _ask(self, request: Request, after: TokenIds, max_tokens: int, check: Check | None = None) -> Reply:
+    async def _ask(self, request: Request, after: TokenIds, max_tokens: int, check: bool = False) -> Reply:
         self.counters.requests += 1
         audio_s = sum(len(window.samples) for window in request.windows) / SAMPLE_RATE
         limit_s = self._shared.decode_timeout_s + self._shared.queue_timeout_s + audio_s / 2
@@ -118,9 +115,7 @@ class RemoteCore:
         except TimeoutError:
             raise EngineTimeout("The recogniser took too long.") from None
 
-    async def _ask_until_answered(
-        self, request: Request, after: TokenIds, max_tokens: int, check: Check | None
-    ) -> Reply:
+    async def _ask_until_answered(self, request: Request, after: TokenIds, max_tokens: int, check: bool) -> Reply:
         retried: Server | None = None
         while True:
             server = self._take_seat(request)
@@ -140,11 +135,7 @@ class RemoteCore:
                     self.counters.resent += 1
                     request.delivered.clear()
 
-    async def _ask_once(
-        self, server: Server, request: Request, after: TokenIds, max_tokens: int, check: Check | None
-    ) -> Reply:
-        if check is not None and not server.tells_cached:
-            check = Check(recompute=True)
+    async def _ask_once(self, server: Server, request: Request, after: TokenIds, max_tokens: int, check: bool) -> Reply:
         body = self._shared.wire.body(request, after, max_tokens=max_tokens, check=check)
         self.counters.sent_bytes += len(body)
         self.counters.sent_windows += sum(window.key not in request.delivered for window in request.windows)
@@ -153,7 +144,6 @@ class RemoteCore:
             reply = read_reply(answer)
         except ValueError:
             raise Unfit("answers otherwise than vLLM 0.32") from None
-        server.tells_cached = reply.cached_tokens is not None
         request.delivered.update(window.key for window in request.windows)
         return reply
 

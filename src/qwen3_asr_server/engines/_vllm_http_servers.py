@@ -23,8 +23,6 @@ class Server:
     up: bool = False
     reason: str = "was not asked yet"
     """Why it is not up."""
-    tells_cached: bool = False
-    """It says how much of a prompt came from its cache."""
     streams: int = 0
     """Open ones that are with it."""
     taken: int = 0

@@ -68,14 +68,6 @@ _NOTHING: Final = (-1, _Chance(0.0))
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Ask for the model's own choice at each place of the prompt."""
-
-    recompute: bool
-    """Also where the prefix cache has the prompt. What it covers is not computed else, and its rows mean nothing."""
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
     """What a server answered."""
 
@@ -89,7 +81,7 @@ class Reply:
     """Probability in [0, 1] of each new token; empty where nobody asked."""
     first_choices: Sequence[tuple[int, float]]
     """What the model would have written at each place of the prompt but the first, and its probability; empty without
-    `Check`."""
+    a check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +92,15 @@ class Wire:
     """Token id that stands for audio."""
     numbers: MelNumbers
 
-    def body(self, request: Request, after: TokenIds, *, max_tokens: int, check: Check | None = None) -> bytes:
+    def body(self, request: Request, after: TokenIds, *, max_tokens: int, check: bool = False) -> bytes:
         """Return the JSON of a decode.
 
         Args:
             request: windows whose keys are in `delivered` travel without data.
             after: what follows the audio, in place of the request's own.
             max_tokens: in place of the request's own.
-            check: what to find out about the prompt.
+            check: ask for the model's own choice at each place of the prompt, too. vLLM then computes all of it, as
+                nothing is known of what it only has in its prefix cache.
         """
         ids, places = list(request.before), []
         for window in request.windows:
@@ -194,10 +187,10 @@ def mel_bytes(mel: npt.NDArray[np.float32], numbers: MelNumbers) -> bytes:
 
 
 def _probability(chance: _Chance) -> float:
-    return min(1.0, math.exp(chance.logprob))
+    return math.exp(min(0.0, chance.logprob))
 
 
-def _sampling(max_tokens: int, chances: bool, check: Check | None) -> dict[str, object]:
+def _sampling(max_tokens: int, chances: bool, check: bool) -> dict[str, object]:
     params: dict[str, object] = {
         "temperature": 0.0,
         "max_tokens": max_tokens,
@@ -206,8 +199,8 @@ def _sampling(max_tokens: int, chances: bool, check: Check | None) -> dict[str, 
     }
     if chances:
         params["logprobs"] = 0
-    if check is not None:
-        params |= {"prompt_logprobs": 1, "skip_reading_prefix_cache": check.recompute}
+    if check:
+        params["prompt_logprobs"] = 1
     return params
 
 
