@@ -25,6 +25,11 @@ process.START_S = 300
 OPTIONS = EngineOptions(model_path=str(CHECKPOINT), dtype="float")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # vLLM leaves its zmq context to the garbage collector; what that finds when all tests are over has no mark.
+    config.addinivalue_line("filterwarnings", "default:Unclosed context:ResourceWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
