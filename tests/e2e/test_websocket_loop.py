@@ -179,12 +179,12 @@ async def test_others_are_undisturbed_by_it() -> None:
 
 
 async def test_a_pushing_client_is_slowed_down_and_loses_nothing() -> None:
-    """Five minutes at once, Manual mode: the server stops reading, and answers everything in the end."""
+    """Far more at once than socket buffers hold, Manual mode: the server stops reading, and answers all in the end."""
     engine = Gated()
     with serving(engine, decode_timeout_s=60, ping_interval_s=0.1) as running:
         async with raw_client(running.ws_url, max_queue=None) as client:
             await client.send("session.update", session=MANUAL)
-            pushing = asyncio.create_task(client.append(SPEECH * 300, packet_bytes=32_000))
+            pushing = asyncio.create_task(client.append(SPEECH * 900, packet_bytes=32_000))
             await until(lambda: running.services.stats()["buffered_audio_s"] > 59)
             done, _ = await asyncio.wait({pushing}, timeout=1.0)  # ten ping periods
             assert not done, "the push is held up"
@@ -196,7 +196,7 @@ async def test_a_pushing_client_is_slowed_down_and_loses_nothing() -> None:
             final = await client.read_until(COMPLETED)
             await client.read_until("session.finished")
         received_s = running.services.metrics.registry.get_sample_value("asr_audio_received_seconds_total")
-    assert received_s == pytest.approx(300)
+    assert received_s == pytest.approx(900)
     assert final["transcript"]
 
 

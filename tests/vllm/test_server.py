@@ -3,20 +3,31 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 
 import jiwer
 import numpy as np
 import pytest
 from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
 
+from qwen3_asr_server.domain import Word
 from support.children import descendants, ended_within
-from support.invariants import TEXT, assert_finished
+from support.invariants import COMPLETED, TEXT, assert_finished
 from support.process import ServerProcess, running_server
 from support.sdk_client import TEXT_ONLY, conversation, send
 from support.speech import pcm16
 from support.tiny_speech import CHECKPOINT, RATE, TinyClip, spoken
+from support.tiny_words import ALIGNER, phrases
 
-SETTINGS = {"ENGINE": "vllm", "QWEN3_ASR_MODEL_PATH": str(CHECKPOINT), "MODEL_DTYPE": "float"}
+SETTINGS = {
+    "ENGINE": "vllm",
+    "QWEN3_ASR_MODEL_PATH": str(CHECKPOINT),
+    "MODEL_DTYPE": "float",
+    "WORD_TIMES": "true",
+    "ALIGNER_MODEL_PATH": str(ALIGNER),
+}
+SINGLE = {"en": (), "zh": tuple("零一二三四五六七八九灯门请")}
+"""Words of one character, which the recogniser knows when they are said alone; empty for all."""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +101,49 @@ def test_manual_mode(server: ServerProcess, language: str) -> None:
     assert error_rate(clips, recorder.transcripts) < 0.2
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_words_have_times_on_the_session_clock(server: ServerProcess, language: str, record_property) -> None:
+    gap = np.zeros(round(1.6 * RATE), np.float32)
+    true: list[Word] = []
+    audio = gap
+    for phrase in phrases(6, language, words=(3, 6), gaps_s=(0.02, 0.25), only=SINGLE[language]):
+        true += [word.shifted(len(audio)) for word in phrase.words]
+        audio = np.concatenate([audio, phrase.samples, gap])
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, words=True, transcription_params=TranscriptionParams(language=language))
+        send(client, pcm16(audio), live=True)
+        client.end_session(timeout=60)
+    assert_finished(recorder.frames, audio_ms=len(audio) / 16)
+    finals = recorder.all_of(COMPLETED)
+    words = [word for final in finals for word in final["words"]]
+    for final in finals:
+        assert "".join(word["text"] for word in final["words"]) == final["transcript"].replace(" ", "")
+        assert 0 < final["confidence"] <= 1
+    times = [word[name] for word in words for name in ("begin_time", "end_time")]
+    assert times == sorted(times)
+    matcher = SequenceMatcher(None, [word["text"] for word in words], [word.text for word in true], autojunk=False)
+    same = [(words[a + n], true[b + n]) for a, b, size in matcher.get_matching_blocks() for n in range(size)]
+    assert len(same) >= 0.6 * len(true), "the recogniser heard other words"
+    errors = [
+        abs(ms - at / 16)
+        for got, known in same
+        for ms, at in ((got["begin_time"], known.start), (got["end_time"], known.end))
+    ]
+    median, p95 = np.quantile(errors, [0.5, 0.95])
+    record_property("figure", f"{len(same)} of {len(true)} words, median {median:.0f} ms, p95 {p95:.0f} ms")
+    assert median <= 80
+    assert p95 <= 250
+
+
+def test_words_come_only_when_asked_for(server: ServerProcess) -> None:
+    _, pcm = talk("en", turns=1)
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY)
+        send(client, pcm)
+        client.end_session(timeout=60)
+    assert not {"words", "confidence"} & recorder.all_of(COMPLETED)[0].keys()
+
+
 def test_silence_has_no_items(server: ServerProcess) -> None:
     with conversation(server.url) as (client, recorder):
         client.update_session(TEXT_ONLY)
@@ -107,7 +161,7 @@ def test_a_killed_server_leaves_no_process() -> None:
 def kill_a_server() -> None:
     with running_server(**SETTINGS) as running:
         children = descendants(running.process.pid)
-        assert len(children) >= 2, "no engine core and worker"
+        assert len(children) >= 4, "no engine core and worker of both models"
         os.kill(running.process.pid, signal.SIGKILL)
         running.process.wait()
         assert all(ended_within(child, 20) for child in children), "a child outlived the server"
