@@ -22,7 +22,7 @@ from support.invariants import COMPLETED, FAILED
 from support.process import ServerProcess, running_server
 from support.raw_client import RawClient, raw_client
 from support.speech import pcm16
-from support.tiny_speech import CHECKPOINT, RATE, spoken
+from support.tiny_speech import CHECKPOINT, RATE, joined, spoken
 
 START_S = 200.0
 OTHER = "tiny-two"
@@ -76,7 +76,7 @@ async def test_a_killed_engine_core_fails_what_was_open_and_the_next_utterance_w
     async with raw_client(server.url) as speaking, raw_client(server.url) as silent:
         wanted = await transcribed(silent)
         assert wanted
-        await speaking.append(SILENCE + pcm16(CLIP.samples))
+        await speaking.append(SILENCE + pcm16(joined(spoken("en")[:4])))
         await speaking.read_until("conversation.item.input_audio_transcription.text")
         (core,) = engine_cores(server)
         os.kill(core, signal.SIGKILL)
