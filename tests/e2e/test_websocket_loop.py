@@ -17,6 +17,7 @@ from qwen3_asr_server.frontends._websocket import new_id, serve_websocket
 from qwen3_asr_server.messages import Command, Event, Finished
 from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdFactory
 from qwen3_asr_server.protocols.dashscope_realtime import DashscopeRealtime
+from support.audio_files import wav_bytes
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine, FakeStream
 from support.raw_client import RawClient, raw_client
@@ -68,6 +69,24 @@ async def test_a_session_from_greeting_to_goodbye(packet_bytes: int) -> None:
         assert [frame["type"] for frame in client.frames].count(COMPLETED) == 3
         assert client.socket.close_code == 1000
         await until(lambda: sessions_ended(running, "finished") == 1)
+
+
+@pytest.mark.parametrize("packet_bytes", [44, 3200, 400_000])
+async def test_samples_behind_a_wav_header_are_utterances_like_those_of_bare_pcm(packet_bytes: int) -> None:
+    """Who reads a file and then a microphone: the header's size ends after a second, the sound does not."""
+    live = SPEECH + 3 * SILENCE + SPEECH + 3 * SILENCE
+    heard = []
+    with serving() as running:
+        for stream in (live, wav_bytes(np.full(16_000, 0.25, np.float32)) + live[len(SPEECH) :]):
+            async with raw_client(running.ws_url) as client:
+                await client.append(stream, packet_bytes)
+                await client.read_until(COMPLETED)
+                await client.read_until(COMPLETED)
+                await client.send("session.finish")
+                await client.read_until("session.finished")
+            heard.append([frame.get("audio_start_ms") for frame in client.frames if "speech_started" in frame["type"]])
+    assert heard[0] == heard[1]
+    assert len(heard[0]) == 2
 
 
 async def test_a_client_that_does_not_close_is_closed_after_the_grace() -> None:

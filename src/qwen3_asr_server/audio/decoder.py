@@ -5,8 +5,9 @@ cannot be read is refused with a word on what to send; else the announced format
 depend on how the bytes are cut, except for bare opus packets, which are one a message.
 
 An item may end in mid-stream (`flush`, `drop`): the container then goes on behind it, until it has ended by its own
-account or a new header comes first in the next item. One that is broken is refused until the item ends or a message
-begins with a new header: its payload must not be mistaken for pcm.
+account or a new header comes first in the next item. Within an item, a message that begins with a header begins a new
+stream once the container has given all that it announced. One that is broken is refused until the item ends or a
+message begins with a new header: its payload must not be mistaken for pcm.
 
 It knows no session and no thread; the driver of a session owns one, calls it in order, and away from its event
 loop when `is_heavy` says so.
@@ -23,11 +24,13 @@ from qwen3_asr_server.audio.opus import OggOpus, OpusPackets
 from qwen3_asr_server.audio.pcm import PcmDecoder, PcmFormat
 from qwen3_asr_server.audio.resample import Resampler
 from qwen3_asr_server.audio.wav import WavReader
-from qwen3_asr_server.domain import AudioEncoding, AudioFormat, Samples
+from qwen3_asr_server.domain import SAMPLE_RATE, AudioEncoding, AudioFormat, Samples
 from qwen3_asr_server.errors import InvalidAudio
 
 HEAVY_BYTES: Final = 256 * 1024
 """8 s of pcm at 16 kHz; decoding them takes a few milliseconds."""
+MAX_FILES_IN_A_MESSAGE: Final = 16
+"""Far more than a client has reason for; every one costs a resampler."""
 
 
 class StreamDecoder:
@@ -59,16 +62,19 @@ class StreamDecoder:
             InvalidAudio: nothing of this message is kept. Later messages are decoded as usual, unless a
                 container's structure is lost (see the module).
         """
-        if self._stream is not None and self._stream.broken and _begins_container(data):
-            self._stream = None
+        before = np.empty(0, np.float32)
+        if self._stream is not None and _gives_way(self._stream, data):
+            before = self._stream.flush()
+            self._stream = self._interrupted = None
         if self._stream is None:
             data = self._held + data
             self._stream = self._open(data)
         if self._stream is None:
             self._held = data
-            return np.empty(0, np.float32)
+            return before
         self._held = b""
-        return self._stream.decode(data) if data else np.empty(0, np.float32)
+        samples = self._stream.decode(data) if data else np.empty(0, np.float32)
+        return np.concatenate([before, samples]) if len(before) else samples
 
     def flush(self) -> Samples:
         """End an item: return the audio that was held back, as `decode` does. A container goes on behind it.
@@ -143,8 +149,17 @@ class StreamDecoder:
         return _Pcm(PcmFormat(self._format.sample_rate), self._max_append_s)
 
 
-def _begins_container(data: bytes) -> bool:
-    return container_of(data) in (Container.WAV, Container.OGG)
+def _gives_way(stream: "_Stream", message: bytes) -> bool:
+    """Tell whether a message begins a new stream in the middle of an item."""
+    if not (stream.broken or stream.all_came):
+        return False
+    match container_of(message):
+        case Container.WAV:
+            return True
+        case Container.OGG:  # behind another one it is a chain, which the reader of Ogg takes itself
+            return stream.broken or not isinstance(stream, OggOpus)
+        case _:
+            return False
 
 
 class _Stream(Protocol):
@@ -153,6 +168,11 @@ class _Stream(Protocol):
     @property
     def broken(self) -> bool:
         """Nothing more can be read from it."""
+        ...
+
+    @property
+    def all_came(self) -> bool:
+        """It is a container that has given all it announced; a message may begin another one."""
         ...
 
     @property
@@ -168,6 +188,7 @@ class _Pcm:
     """Samples without a header."""
 
     broken: Final = False
+    all_came: Final = False
     ended: Final = True
 
     def __init__(self, pcm_format: PcmFormat, max_append_s: float) -> None:
@@ -183,7 +204,7 @@ class _Pcm:
 
 
 class _Wav:
-    """A WAV file, whose header overrides what was announced."""
+    """WAV files one behind the other, whose headers override what was announced."""
 
     def __init__(self, max_append_s: float) -> None:
         self._reader = WavReader()
@@ -195,23 +216,43 @@ class _Wav:
         return self._reader.broken
 
     @property
+    def all_came(self) -> bool:
+        return self._reader.all_came
+
+    @property
     def ended(self) -> bool:
         return self._reader.ended
 
     def decode(self, data: bytes) -> Samples:
-        audio = self._reader.feed(data)
-        if self._pcm is None and self._reader.format is not None:
-            self._pcm = _Pcm(self._reader.format, self._max_append_s)
-        return np.empty(0, np.float32) if self._pcm is None else self._pcm.decode(audio)
+        parts = [self._decode_file(data)]
+        while data := self._reader.unread:
+            parts.append(self.flush())
+            self._reader, self._pcm = WavReader(), None
+            parts.append(self._decode_file(data))
+            if len(parts) > 2 * MAX_FILES_IN_A_MESSAGE or sum(map(len, parts)) > self._max_append_s * SAMPLE_RATE:
+                self._reader.broken = True
+                raise InvalidAudio(
+                    f"more than {MAX_FILES_IN_A_MESSAGE} WAV files or {self._max_append_s:g} s of audio in one message"
+                )
+        return np.concatenate(parts)
 
     def flush(self) -> Samples:
         return np.empty(0, np.float32) if self._pcm is None else self._pcm.flush()
+
+    def _decode_file(self, data: bytes) -> Samples:
+        audio = self._reader.feed(data)
+        if not audio or self._reader.format is None:
+            return np.empty(0, np.float32)
+        if self._pcm is None:
+            self._pcm = _Pcm(self._reader.format, self._max_append_s)
+        return self._pcm.decode(audio)
 
 
 class _Refused:
     """A container that is not supported."""
 
     broken: Final = True
+    all_came: Final = True
     ended: Final = True
 
     def __init__(self, container: Container) -> None:

@@ -33,6 +33,7 @@ class OpusPackets:
     """Decode bare packets, one a message; each holds at most 120 ms."""
 
     broken: Final = False
+    all_came: Final = False
     ended: Final = False
 
     def __init__(self) -> None:
@@ -74,6 +75,11 @@ class OggOpus:
     def broken(self) -> bool:
         """It is no Ogg Opus stream (any more); every `decode` raises."""
         return self._foreign or self._reader.broken
+
+    @property
+    def all_came(self) -> bool:
+        """The last page of the stream has been read."""
+        return self._ended
 
     @property
     def ended(self) -> bool:
