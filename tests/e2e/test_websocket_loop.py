@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from qwen3_asr_server.audio.decoder import StreamDecoder
+from qwen3_asr_server.audio.timeline import Timeline
 from qwen3_asr_server.domain import Hypothesis, Samples, SessionConfig, StepKind
-from qwen3_asr_server.frontends import _websocket
 from qwen3_asr_server.frontends._websocket import new_id, serve_websocket
 from qwen3_asr_server.messages import Command, Event, Finished
 from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdFactory
@@ -244,18 +246,44 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
             await vanish(client)
 
 
-async def test_large_messages_are_parsed_away_from_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one client's 15 MiB are parsed, the loop answers others."""
-    with serving(max_append_s=1200) as running:
+async def test_a_large_append_holds_up_neither_the_loop_nor_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One append of 14 MiB: the loop itself takes in some seconds of it at a time, and no more than there is room for."""
+    on_loop: dict[str, list[int]] = {"parse": [], "decode": [], "append": []}
+    for owner, name in ((DashscopeRealtime, "parse"), (StreamDecoder, "decode"), (Timeline, "append")):
+        monkeypatch.setattr(owner, name, noting_sizes_on_loop(owner.__dict__[name], on_loop[name]))
+    engine = Gated()
+    with serving(engine, decode_timeout_s=60) as running:
         async with raw_client(running.ws_url) as heavy, raw_client(running.ws_url) as light:
             await heavy.send("session.update", session=MANUAL)
-            await heavy.append(bytes(15 * 1024 * 1024), packet_bytes=15 * 1024 * 1024)
+            await heavy.append(SPEECH * 450, packet_bytes=len(SPEECH) * 450)
+            await until(lambda: running.services.stats()["buffered_audio_s"] > 59)
+            await light.send("session.update", session={})
+            await light.read_until("session.updated")
+            assert running.services.stats()["buffered_audio_s"] < 70
+            engine.open()
             await light.append(SPEECH + SILENCE)
             await light.read_until(COMPLETED)
             await heavy.send("session.finish")
             await heavy.read_until("session.finished")
-        assert not [frame for frame in heavy.frames if frame["type"] == "error"]
-    assert _websocket._PARSE_ON_WORKER_BYTES < 15 * 1024 * 1024
+        received_s = running.services.metrics.registry.get_sample_value("asr_audio_received_seconds_total")
+    assert received_s == pytest.approx(452)
+    assert not [frame for frame in heavy.frames if frame["type"] == "error"]
+    assert 0 < max(on_loop["parse"]) <= 256 * 1024
+    assert 0 < max(on_loop["decode"]) <= 64 * 1024
+    assert 0 < max(on_loop["append"]) <= 8 * 16_000
+
+
+def noting_sizes_on_loop(function: Any, sizes: list[int]) -> Any:
+    """Wrap a function or method that takes one sized thing last; note its size when an event loop runs it."""
+    inner = function.__func__ if isinstance(function, staticmethod) else function
+
+    def noting(*arguments: Any) -> Any:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            sizes.append(len(arguments[-1]))
+        return inner(*arguments)
+
+    return staticmethod(noting) if isinstance(function, staticmethod) else noting
 
 
 async def test_a_paused_reader_survives_missing_pongs() -> None:

@@ -16,7 +16,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, assert_never
 
@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 _SCORE_TIMEOUT_S: Final = 60.0
 """A detector that is merely overloaded is a reason to read more slowly, not to end sessions."""
+
+SLICE_SAMPLES: Final = 8 * SAMPLE_RATE
+"""Most audio that a session takes in without a pause for others; half a megabyte, copied in well under 1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class LiveSession:
                 await self._decode_bytes(command)
                 return
             case messages.AppendAudio():
-                self._hear(command)
+                await self._hear_in_slices(command)
                 return
             case messages.Configure(config=config):
                 if config.audio != self._config.audio:
@@ -242,13 +245,24 @@ class LiveSession:
         except InvalidAudio as error:
             self._tell(messages.Rejected(error, append.event_id))
         else:
-            self._hear(messages.AppendAudio(samples, append.event_id))
+            await self._hear_in_slices(messages.AppendAudio(samples, append.event_id))
 
     def _flush_decoder(self) -> None:
         try:
             self._hear(messages.AppendAudio(self._decoder.flush()))
         except InvalidAudio as error:
             self._tell(messages.Rejected(error))
+
+    async def _hear_in_slices(self, append: messages.AppendAudio) -> None:
+        """Hear long audio a little at a time: others have their turn, and room is waited for, between two slices."""
+        self._hear(replace(append, samples=append.samples[:SLICE_SAMPLES]))
+        for start in range(SLICE_SAMPLES, len(append.samples), SLICE_SAMPLES):
+            self._pump()
+            await asyncio.sleep(0)
+            await self.room()
+            if self.over:
+                return
+            self._hear(replace(append, samples=append.samples[start : start + SLICE_SAMPLES]))
 
     def _hear(self, append: messages.AppendAudio) -> None:
         if len(append.samples):

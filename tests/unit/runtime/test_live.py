@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from qwen3_asr_server.audio.decoder import HEAVY_BYTES
 from qwen3_asr_server.domain import AudioEncoding, AudioFormat, SessionConfig, StepKind
 from qwen3_asr_server.errors import EngineError, IdleTimeout, InternalError, InvalidAudio, ShuttingDown
 from qwen3_asr_server.messages import (
@@ -24,6 +25,7 @@ from qwen3_asr_server.messages import (
     SpeechStopped,
     UtteranceFailed,
 )
+from qwen3_asr_server.runtime.live import SLICE_SAMPLES, LiveSession
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions
 from qwen3_asr_server.session.options import SessionOptions
 from support.clock import clock, settle, virtual_time
@@ -147,12 +149,53 @@ async def test_audio_that_cannot_be_read_is_rejected_and_the_session_lives():
         assert len(stage.of(Final)) == 1
 
 
+def test_long_audio_is_heard_a_little_at_a_time(monkeypatch):
+    heard, turns = [], 0
+    hear = LiveSession._hear
+
+    def noting(live, append):
+        heard.append((turns, len(append.samples)))
+        hear(live, append)
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    @virtual_time
+    async def run():
+        async with staged(FakeEngine(), MANUAL) as stage:
+            busy = asyncio.create_task(others())
+            await stage.live.submit(AppendBytes(sound(100.0, 0.3)))
+            busy.cancel()
+            await asyncio.wait({busy})
+            assert stage.value("asr_audio_received_seconds_total") == pytest.approx(100.0)
+
+    monkeypatch.setattr(LiveSession, "_hear", noting)
+    run()
+    assert sum(samples for _, samples in heard) == 1_600_000
+    assert max(samples for _, samples in heard) == SLICE_SAMPLES
+    assert len({turn for turn, _ in heard}) == len(heard), "others have a turn between any two slices"
+
+
+@virtual_time
+async def test_one_long_append_is_slowed_down_as_many_short_ones_are():
+    async with staged(HeldEngine(step_s=5.0), MANUAL, buffer_high_s=60) as stage:
+        pushing = asyncio.create_task(stage.live.submit(AppendBytes(sound(300.0, 0.3))))
+        done, _ = await asyncio.wait({pushing}, timeout=1)
+        assert not done
+        assert 60 <= stage.live.buffered_samples / 16_000 <= 68
+        stage.live.end("test")
+        await pushing
+
+
 @virtual_time
 async def test_a_heavy_append_keeps_its_place():
     """It is decoded in a thread; what is submitted meanwhile comes after it."""
     async with staged(FakeEngine(), MANUAL) as stage:
         heavy = AppendBytes(sound(12.0, 0.3))
-        assert len(heavy.data) > 256 * 1024
+        assert len(heavy.data) > HEAVY_BYTES
         await asyncio.gather(
             stage.live.submit(heavy), stage.live.submit(Commit()), stage.live.submit(Finish()), stage.running
         )
@@ -197,7 +240,9 @@ async def test_reading_pauses_above_the_high_mark_until_the_low_one():
         began = clock()
         await stage.live.room()
         assert clock() == began
-        await stage.live.submit(AppendBytes(sound(50.0, 0.3)))
+        for _ in range(2):  # none is long enough to be waited for while it is heard
+            await stage.live.submit(AppendBytes(sound(8.0, 0.3)))
+        assert clock() == began
         await stage.live.room()
         assert clock() > began
         assert stage.live.buffered_samples <= 30 * 16_000
@@ -236,7 +281,7 @@ async def test_a_paused_reader_is_not_idle_and_disconnects_end_the_pause():
     options = SessionOptions(idle_timeout_s=20)
     limits = SchedulerOptions(step_timeout_s=1e6)
     async with staged(engine, MANUAL, session=options, scheduling=limits, buffer_high_s=5, buffer_low_s=1) as stage:
-        await stage.live.submit(AppendBytes(sound(20.0, 0.3)))
+        await stage.live.submit(AppendBytes(sound(8.0, 0.3)))
         waiting = asyncio.ensure_future(stage.live.room())
         await asyncio.sleep(500)
         assert not waiting.done()
