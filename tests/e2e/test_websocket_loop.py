@@ -112,6 +112,20 @@ async def test_within_the_grace_the_client_closes_first() -> None:
         await until(lambda: running.services.admission.in_use == 0)
 
 
+async def test_a_finished_session_makes_room_while_its_socket_is_still_open() -> None:
+    with serving(finish_grace_s=600, max_sessions=1) as running:
+        async with raw_client(running.ws_url) as first:
+            await first.send("session.finish")
+            await first.read_until("session.finished")
+            await until(lambda: running.services.admission.in_use == 0)
+            assert running.services.pool.leases.count == 0
+            async with raw_client(running.ws_url) as second:
+                await second.append(SPEECH + SILENCE)
+                await second.read_until(COMPLETED)
+                await first.send("session.update", session={})  # read and ignored
+            assert first.socket.close_code is None
+
+
 async def test_too_many_errors_end_the_connection() -> None:
     with serving(max_errors=3) as running:
         async with raw_client(running.ws_url) as client:
@@ -247,7 +261,7 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
 
 
 async def test_a_large_append_holds_up_neither_the_loop_nor_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One append of 14 MiB: the loop itself takes in some seconds of it at a time, and no more than there is room for."""
+    """One append of 14 MiB: the loop takes in some seconds of it at a time, and no more than there is room for."""
     on_loop: dict[str, list[int]] = {"parse": [], "decode": [], "append": []}
     for owner, name in ((DashscopeRealtime, "parse"), (StreamDecoder, "decode"), (Timeline, "append")):
         monkeypatch.setattr(owner, name, noting_sizes_on_loop(owner.__dict__[name], on_loop[name]))

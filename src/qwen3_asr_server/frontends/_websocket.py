@@ -97,10 +97,11 @@ class _Connection:
             await self._turn_away()
             return
         try:
-            with self._services.open_session(
-                self._protocol.config, self._emit, key_id=key_id, model=self._model
-            ) as live:
-                await self._close(await self._talk(live))
+            with contextlib.ExitStack() as lease:
+                live = lease.enter_context(
+                    self._services.open_session(self._protocol.config, self._emit, key_id=key_id, model=self._model)
+                )
+                await self._close(await self._talk(live, lease))
         except Overloaded as refusal:
             # A refused handshake would reach the SDK's users as a timeout without a reason: an error it
             # understands takes the place of the greeting.
@@ -108,17 +109,19 @@ class _Connection:
             self._emit(Closing(refusal))
             await self._turn_away()
 
-    async def _talk(self, live: LiveSession) -> Close | None:
+    async def _talk(self, live: LiveSession, lease: contextlib.ExitStack) -> Close | None:
         self._flush()
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(self._read(live))
             session = group.create_task(self._run(live))
             close = await self._write()
             live.end("disconnected" if close is None else "slow_client" if close is _SLOW else "closed")
+            await session
             if close is not None and close.grace_s and not self._gone.is_set():
+                if self._services.state != "draining":  # which waits for those that still have to say goodbye
+                    lease.close()
                 await self._grace(close.grace_s)
             reader.cancel()
-            await session
         return close
 
     async def _run(self, live: LiveSession) -> None:
