@@ -84,6 +84,7 @@ def test_service_info(server: RunningServer) -> None:
     info = answer.json()
     assert answer.headers["vary"] == "Accept"
     assert (info["version"], info["status"], info["auth_required"]) == (__version__, "ready", False)
+    assert info["models"] == ["none"]
     assert info["engine"] == {
         "name": "fake",
         "model": "none",

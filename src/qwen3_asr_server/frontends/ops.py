@@ -32,6 +32,7 @@ async def service_info(request: Request, state: State) -> Response:
         "version": __version__,
         "status": status_of(state),
         "engine": engine_as_json(state.services.engine_info),
+        "models": list(state.services.models.names),
         "auth_required": state.auth_required,
         "endpoints": {
             **{name: _websocket_url(request, path) for name, path in state.realtime_paths.items()},
