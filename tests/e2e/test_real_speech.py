@@ -157,7 +157,9 @@ class Liveness:
 
 
 def test_confirmed_text_lives(server: ServerProcess, record_property: Record) -> None:
-    """In utterances of 4 s and more, half of the final is confirmed by the time speech ends.
+    """In utterances of 4 s and more, half of the finals' characters are confirmed by the time speech ends.
+
+    That is of all of them together: a single utterance may have less, and the least is recorded.
 
     The engine's own last pass changes words that its partials agreed on, so finals do contradict `text`; how
     often is recorded, and that `text` itself is never rewritten is demanded.

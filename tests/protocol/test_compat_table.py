@@ -20,8 +20,13 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription."
 
 def rows() -> list[list[str]]:
     """Return the cells of every row in a table with a verdict."""
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in TEXT.splitlines() if line[:1] == "|"]
-    return [row for row in cells if row[-1].startswith("[")]
+    return cells_of(TEXT[: TEXT.index("## Errors")])
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """Return the cells of every row that ends with the name of a test."""
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return [[cell.strip(" |") for cell in row] for row in cells if row[-1].startswith("[")]
 
 
 def names_in(path: Path) -> set[str]:
@@ -72,6 +77,8 @@ def test_every_row_has_a_verdict_and_a_test() -> None:
 
 def test_every_error_code_is_explained_with_its_type_and_close_codes() -> None:
     table = TEXT[TEXT.index("## Errors") :]
+    assert len(cells_of(table)) >= 12
+    assert all(len(row) == 5 and LINK.fullmatch(row[4]) for row in cells_of(table))
     for wire in WIRE_ERRORS.values():
         (line,) = [line for line in table.splitlines() if line.startswith("|") and f"`{wire.code}`" in line]
         assert f"`{wire.type}`" in line

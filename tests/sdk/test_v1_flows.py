@@ -215,6 +215,24 @@ def test_transcription_params_are_accepted_and_shown(
     assert_finished(recorder.frames)
 
 
+def test_context_changes_nothing_with_the_embedded_engine(server: ServerProcess) -> None:
+    """It is accepted and shown, as docs/api/dashscope.md says, and the text is the same with and without it."""
+    transcripts = []
+    for params in (
+        TranscriptionParams(language="en"),
+        TranscriptionParams(language="en", corpus_text="zebra crossing"),
+    ):
+        with conversation(server.url) as (client, recorder):
+            client.update_session(TEXT_ONLY, transcription_params=params)
+            send(client, CLIP.pcm16)
+            client.end_session()
+        assert_finished(recorder.frames)
+        transcripts.append(recorder.transcripts)
+    assert server.get("/")["engine"]["context"] is False
+    assert transcripts[0] == transcripts[1]
+    assert transcripts[0][0]
+
+
 def test_language_comes_back_in_every_event(server: ServerProcess) -> None:
     """The embedded engine knows English alone: this shows that every event carries a language, not whose it is."""
     with conversation(server.url) as (client, recorder):
