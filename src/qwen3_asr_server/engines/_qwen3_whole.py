@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind
-from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended
+from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended, said_once
 from qwen3_asr_server.engines._qwen3_queue import Decode, Written
-from qwen3_asr_server.errors import EngineError
+from qwen3_asr_server.errors import EngineCrashed, EngineError
 from qwen3_asr_server.text.guard import Suspicion, find_loop, judge
 from qwen3_asr_server.text.languages import INERTIA
 from qwen3_asr_server.text.prompt import ASR_TEXT, parse_output
@@ -72,6 +72,8 @@ class _Answer:
     language: str | None
     ids: tuple[int, ...] = ()
     chances: tuple[float, ...] = ()
+    endless: bool = False
+    """It still had no end after `MAX_PARTS` decodes."""
 
 
 class WholeStream:
@@ -132,13 +134,11 @@ class WholeStream:
         if suspicion is None:
             answer = await self._in_expected_language(answer, kind)
         self.answer = answer.ids
-        return mended(replace(self._hypothesis(answer), final=True), suspicion)
+        return mended(replace(self._hypothesis(self._fit(answer, suspicion)), final=True), suspicion)
 
     async def _greedy(self, kind: StepKind, language: str | None) -> _Answer:
         """Decode from nothing, in some parts if need be; a partial may end in the middle."""
-        tools, answer = self._tools, _Answer(language)
-        seconds = len(self._audio) / SAMPLE_RATE
-        bound = max_tokens(kind, seconds, 0, tools.max_new_tokens, catch_up=seconds > CATCH_UP_S)
+        tools, answer, bound = self._tools, _Answer(language), self._bound(kind)
         for _ in range(MAX_PARTS):
             written = await tools.decode(Decode(kind, self._audio, language, self._context, answer.ids, bound))
             if written is None:
@@ -148,7 +148,7 @@ class WholeStream:
             tools.counters.cut += not written.complete
             if written.complete or kind is StepKind.PARTIAL or find_loop(answer.ids):
                 return answer
-        raise EngineError("The recogniser found no end to this utterance.")
+        return replace(answer, endless=True)
 
     async def _in_expected_language(self, answer: _Answer, kind: StepKind) -> _Answer:
         """Write a short answer anew, in the language of the session, if it is in another one without good reason."""
@@ -159,16 +159,33 @@ class WholeStream:
         if not parsed.text or not INERTIA.holds(self._expected, parsed.language_code, self._audible_s, chance):
             return answer
         self._tools.counters.held_languages += 1
-        again = await self._greedy(kind, self._expected)
+        try:
+            again = await self._greedy(kind, self._expected)
+        except EngineCrashed:
+            raise
+        except (EngineError, _NoRoom):
+            return answer
         return answer if self._suspect(again) else again
 
     def _suspect(self, answer: _Answer) -> Suspicion | None:
         """Judge an answer, and count what is found."""
         body = parse_output(self._tools.read(answer.ids), answer.language).body
-        found = judge(body, answer.ids, self._context, self._audible_s)
+        found = judge(body, answer.ids, self._context, self._audible_s, hit_limit=answer.endless)
         if found is not None:
             self._tools.counters.suspicions[found] += 1
         return found
+
+    def _fit(self, answer: _Answer, suspicion: Suspicion | None) -> _Answer:
+        """Return what can have been said of an answer that went on and on."""
+        if suspicion is Suspicion.LOOP:
+            ids, chances = said_once(answer.ids, answer.chances)
+            return _Answer(answer.language, ids, chances)
+        end = self._bound(StepKind.FINAL) if answer.endless else None
+        return _Answer(answer.language, answer.ids[:end], answer.chances[:end])
+
+    def _bound(self, kind: StepKind) -> int:
+        seconds = len(self._audio) / SAMPLE_RATE
+        return max_tokens(kind, seconds, 0, self._tools.max_new_tokens, catch_up=seconds > CATCH_UP_S)
 
     def _hypothesis(self, answer: _Answer) -> Hypothesis:
         parsed = parse_output(self._tools.read(answer.ids), answer.language)

@@ -18,11 +18,11 @@ import numpy as np
 
 from qwen3_asr_server.audio.mel import HOP_SAMPLES, WINDOW_FRAMES, IncrementalMel, LogMel, audio_tokens
 from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind
-from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended
+from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended, said_once
 from qwen3_asr_server.engines._vllm_request import Core, Ending, Request, TokenIds, Window
 from qwen3_asr_server.engines._vllm_room import KvRoom
-from qwen3_asr_server.errors import EngineError
-from qwen3_asr_server.text.guard import Suspicion, judge
+from qwen3_asr_server.errors import EngineCrashed, EngineError
+from qwen3_asr_server.text.guard import Suspicion, find_loop, judge
 from qwen3_asr_server.text.languages import INERTIA
 from qwen3_asr_server.text.prompt import PromptIds, parse_output
 from qwen3_asr_server.text.rollback import Rollback, max_tokens
@@ -62,6 +62,8 @@ class _Written:
     ending: Ending
     chances: tuple[float, ...] = ()
     """The model's probability of each id; empty where nobody asked for it."""
+    endless: bool = False
+    """It still had no end after `MAX_PARTS` decodes."""
 
 
 class VllmStream:
@@ -151,7 +153,7 @@ class VllmStream:
         if suspicion is None:
             written = await self._in_expected_language(written, kind, asked_at)
         self._take_answer(written.ids)
-        return mended(replace(self._hypothesis(written), final=True), suspicion)
+        return mended(replace(self._hypothesis(self._fit(written, suspicion)), final=True), suspicion)
 
     async def _greedy(self, kind: StepKind, asked_at: float, draft: TokenIds) -> "_Written":
         """Decode from nothing, with as few serial steps as the draft allows."""
@@ -171,16 +173,17 @@ class VllmStream:
         return await self._go_on(kind, asked_at, written)
 
     async def _go_on(self, kind: StepKind, asked_at: float, written: "_Written") -> "_Written":
-        """Write on from where an answer was cut, up to its end."""
+        """Write on from where an answer was cut, up to its end or until it goes in circles."""
         bound = max_tokens(kind, self._seconds, 0, self._tools.max_new_tokens)
         for _ in range(MAX_PARTS):
             if written.ending is not Ending.LENGTH:
                 return written
             answer = await self._tools.core.generate(self._request(kind, asked_at, written.ids, bound))
             written = _Written(written.ids + answer.ids, answer.ending, written.chances + answer.chances)
-        if written.ending is Ending.LENGTH:
-            raise EngineError("The recogniser found no end to this utterance.")
-        return written
+            if written.ending is Ending.LENGTH and find_loop(written.ids):
+                # The core looks at what one request writes, which short audio bounds to less than a loop takes.
+                return replace(written, ending=Ending.LOOP)
+        return replace(written, endless=written.ending is Ending.LENGTH)
 
     async def _in_expected_language(self, written: "_Written", kind: StepKind, asked_at: float) -> "_Written":
         """Write a short answer anew, in the language of the session, if it is in another one without good reason."""
@@ -194,7 +197,12 @@ class VllmStream:
             return written
         tools.core.counters.held_languages += 1
         header = tools.prompt.language_headers[expected]
-        again = await self._go_on(kind, asked_at, _Written(header, Ending.LENGTH, (1.0,) * len(header)))
+        try:
+            again = await self._go_on(kind, asked_at, _Written(header, Ending.LENGTH, (1.0,) * len(header)))
+        except EngineCrashed:
+            raise
+        except EngineError:
+            return written
         return again if self._suspect(again) is None else written
 
     def _language_chance(self, written: "_Written") -> float | None:
@@ -205,12 +213,22 @@ class VllmStream:
     def _suspect(self, written: "_Written") -> Suspicion | None:
         """Judge an answer, and count what is found."""
         body = parse_output(self._tools.decode(written.ids), self._language).body
-        found = judge(body, written.ids, self._context, self._audible / SAMPLE_RATE)
+        found = judge(body, written.ids, self._context, self._audible / SAMPLE_RATE, hit_limit=written.endless)
         if written.ending is Ending.LOOP:
             found = Suspicion.LOOP
         if found is not None:
             self._tools.core.counters.suspicions[found] += 1
         return found
+
+    def _fit(self, written: "_Written", suspicion: Suspicion | None) -> "_Written":
+        """Return what can have been said of an answer that went on and on."""
+        if suspicion is Suspicion.LOOP:
+            ids, chances = said_once(written.ids, written.chances)
+            return _Written(ids, written.ending, chances)
+        if not written.endless:
+            return written
+        end = max_tokens(StepKind.FINAL, self._seconds, 0, self._tools.max_new_tokens)
+        return _Written(written.ids[:end], written.ending, written.chances[:end])
 
     # Audio
 

@@ -11,13 +11,13 @@ from qwen3_asr_server.engines._qwen3_checkpoint import describe
 from qwen3_asr_server.engines._qwen3_engine import WholeEngine
 from qwen3_asr_server.engines._qwen3_queue import Decode, Written
 from qwen3_asr_server.engines._qwen3_whole import MAX_PARTS, WholeCounters, WholeStream, WholeTools
-from qwen3_asr_server.errors import EngineError, EngineNotReady, InvalidValue
+from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady, EngineTimeout, InvalidValue
 from qwen3_asr_server.text.guard import Suspicion
 
 CONTEXT = "light, door, window, music, red, green, blue, left"
 LOOP = "language English<asr_text>" + "go on " * 30
-Planned = str | tuple[str, bool] | tuple[str, bool, float] | None
-"""The text of an answer, whether that is all of it, and the probability of each of its tokens."""
+Planned = str | tuple[str, bool] | tuple[str, bool, float] | EngineError | None
+"""The text of an answer, whether that is all of it, and the probability of each of its tokens; or what is raised."""
 
 
 class Script:
@@ -33,6 +33,8 @@ class Script:
         planned = next(self._planned)
         if planned is None:
             return None
+        if isinstance(planned, EngineError):
+            raise planned
         text, complete, *chance = (planned, True) if isinstance(planned, str) else planned
         return Written(tuple(map(ord, text)), complete, tuple(chance) * len(text))
 
@@ -111,10 +113,20 @@ async def test_a_final_goes_on_where_it_was_cut() -> None:
     assert script.counters.cut == 2
 
 
-async def test_a_final_without_an_end_is_a_failure() -> None:
-    script = Script(*[(letter, False) for letter in "abcdefgh"[:MAX_PARTS]])
-    with pytest.raises(EngineError):
-        await script.final(noise(20))
+ENDLESS = [("language English<asr_text>one", False), (" two", False), (" three", False), (" four", False)]
+
+
+async def test_a_final_without_an_end_is_decoded_again_without_context() -> None:
+    script = Script(*ENDLESS, "language English<asr_text>yes")
+    assert (await script.final(noise(20), context=CONTEXT)).text == "yes"
+    assert script.counters.redecoded == 1
+    assert script.counters.suspicions == {Suspicion.HIT_LIMIT: 1}
+
+
+async def test_a_final_without_an_end_is_sent_as_far_as_it_can_have_been_said() -> None:
+    """Of 1.6 s that is 32 tokens; the header has 26 here."""
+    assert len(ENDLESS) == MAX_PARTS
+    assert (await Script(*ENDLESS).final(noise(20))).text == "one tw"
 
 
 async def test_a_partial_may_end_in_the_middle() -> None:
@@ -148,6 +160,11 @@ async def test_a_loop_is_not_continued_and_stands_once() -> None:
     assert len(script.wanted) == 1
 
 
+async def test_a_loop_that_is_cut_in_a_word_stands_once() -> None:
+    script = Script(("language English<asr_text>well " + "turn on " * 16 + "tur", False, 0.5))
+    assert await script.final(noise(100)) == Hypothesis("well turn on", "en", confidence=0.5, final=True)
+
+
 async def test_text_on_silence_is_not_sent() -> None:
     assert (await Script("language English<asr_text>thank you").final(noise(20, loudness=1e-5))).text == ""
 
@@ -165,6 +182,22 @@ async def test_short_speech_does_not_change_the_sessions_language(
     assert (heard.text, heard.language) == (("she", "en") if held else ("是", "zh"))
     assert [wanted.language for wanted in script.wanted] == [None, "en"][: 1 + held]
     assert script.counters.held_languages == held
+
+
+@pytest.mark.parametrize("failure", [EngineError("no"), EngineTimeout("late"), None], ids=["error", "late", "no room"])
+@pytest.mark.parametrize("kind", list(StepKind))
+async def test_an_answer_outlives_the_decode_that_should_have_changed_its_language(
+    failure: EngineError | None, kind: StepKind
+) -> None:
+    heard = await Script(("language Chinese<asr_text>是", True, 0.5), failure).stream(expected="en").step(noise(6), kind)
+    assert heard
+    assert (heard.text, heard.language) == ("是", "zh")
+
+
+async def test_the_end_of_the_model_is_told_though_there_is_an_answer() -> None:
+    script = Script(("language Chinese<asr_text>是", True, 0.5), EngineCrashed("gone"))
+    with pytest.raises(EngineCrashed):
+        await script.stream(expected="en").step(noise(6), StepKind.FINAL)
 
 
 async def test_confidence_is_that_of_the_text() -> None:

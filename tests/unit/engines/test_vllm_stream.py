@@ -15,16 +15,16 @@ from qwen3_asr_server.domain import GRID_SAMPLES, Hypothesis, Samples, StepKind
 from qwen3_asr_server.engines._vllm_request import Answer, Counters, Ending, Request, TokenIds, Verdict
 from qwen3_asr_server.engines._vllm_room import KvRoom
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
-from qwen3_asr_server.errors import EngineError
-from qwen3_asr_server.text.guard import Suspicion
+from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineTimeout
+from qwen3_asr_server.text.guard import Suspicion, find_loop
 from qwen3_asr_server.text.prompt import PromptIds
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>"]
 FIRST = 0x110000
 """Ids of the special tokens follow those of the characters."""
 CONTEXT = "light, door, window, music, red, green, blue, left"
-Script = Sequence[tuple[str, Ending] | tuple[str, Ending, float] | str]
-"""Text, why it ended, and the probability of each of its tokens."""
+Script = Sequence[tuple[str, Ending] | tuple[str, Ending, float] | str | EngineError]
+"""Text, why it ended, and the probability of each of its tokens; or what the core raises."""
 
 
 def encode(text: str) -> list[int]:
@@ -53,6 +53,8 @@ class ScriptedCore:
     async def generate(self, request: Request) -> Answer:
         self.requests.append(request)
         planned = next(self._script)
+        if isinstance(planned, EngineError):
+            raise planned
         text, ending, *chance = (planned, Ending.STOP) if isinstance(planned, str) else planned
         ids = tuple(encode(text))
         return Answer(ids, ending, 0, 0, tuple(chance) * len(ids) if request.chances else ())
@@ -201,10 +203,56 @@ async def test_a_partial_in_a_loop_leaves_what_is_shown() -> None:
     assert [heard.text for heard in shown if heard] == ["yes", "yes", "yes sir"]
 
 
-async def test_a_text_without_end_fails_the_utterance() -> None:
-    core = ScriptedCore([("language English<asr_text>yes", Ending.LENGTH), *[("so", Ending.LENGTH)] * 9])
-    with pytest.raises(EngineError, match="no end"):
-        await final(core, noise(30))
+PHRASES = ["turn on ", "turn on the kitchen ", "打开"]
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+async def test_a_loop_in_a_short_clip_is_found_though_each_decode_is_cut_before_it_is_one(phrase: str) -> None:
+    """Of 4.8 s a decode writes 66 tokens at most, and the core wants to see twenty repetitions in one."""
+    parts = [(part, Ending.LENGTH) for part in cut_up("language English<asr_text>" + phrase * 40, 66)]
+    core = ScriptedCore([*parts[: loop_parts(phrase)], "language English<asr_text>yes"])
+    heard = await final(core, noise(60), context=CONTEXT)
+    assert heard == Hypothesis("yes", "en", final=True)
+    assert core.counters.redecoded == 1
+    assert core.counters.suspicions == {Suspicion.LOOP: 1}
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+async def test_a_loop_in_a_short_clip_that_stays_stands_once(phrase: str) -> None:
+    parts = [(part, Ending.LENGTH, 0.5) for part in cut_up("language English<asr_text>go " + phrase * 40, 66)]
+    heard = await final(ScriptedCore(parts), noise(60))
+    assert heard == Hypothesis("go " + phrase.strip(), "en", confidence=0.5, final=True)
+
+
+def cut_up(text: str, size: int) -> list[str]:
+    """Cut a text into what each decode writes of it, in the middle of words."""
+    ids = encode(text)
+    return [decode(ids[at : at + size]) for at in range(0, len(ids), size)]
+
+
+def loop_parts(phrase: str) -> int:
+    """Return after how many decodes of 66 tokens the guard sees a loop in a phrase."""
+    ids = encode("language English<asr_text>" + phrase * 40)
+    return next(parts for parts in range(1, 5) if find_loop(ids[: 66 * parts]))
+
+
+ENDLESS = [("language English<asr_text>one", Ending.LENGTH), *[(f" {n}", Ending.LENGTH) for n in "two three four".split()]]
+
+
+async def test_a_text_without_end_is_decoded_once_more_without_context() -> None:
+    core = ScriptedCore([*ENDLESS, "language English<asr_text>yes"])
+    assert (await final(core, noise(30), context=CONTEXT)).text == "yes"
+    assert core.counters.redecoded == 1
+    assert core.counters.suspicions == {Suspicion.HIT_LIMIT: 1}
+
+
+async def test_a_text_without_end_is_sent_as_far_as_it_can_have_been_said() -> None:
+    """Of 2.4 s that is 37 tokens, the 17 of the header among them."""
+    core = ScriptedCore(ENDLESS)
+    assert (await final(core, noise(30))).text == "one two three four"
+    long = [(part, Ending.LENGTH) for part in cut_up("language English<asr_text>" + "".join(map(str, range(90))), 37)]
+    heard = await final(ScriptedCore(long), noise(30))
+    assert heard.text == "01234567891011121314"
 
 
 async def test_a_forced_language_is_in_the_prompt_and_in_the_answer() -> None:
@@ -245,6 +293,23 @@ async def test_a_short_answer_stays_in_the_language_of_the_session(
     assert heard is not None
     assert (heard.language, heard.text) == (language, "no" if language == "en" else "零")
     assert core.counters.held_languages == (language == "en")
+
+
+@pytest.mark.parametrize("error", [EngineError("no"), EngineTimeout("late")])
+@pytest.mark.parametrize("kind", list(StepKind))
+async def test_an_answer_outlives_the_decode_that_should_have_changed_its_language(
+    error: EngineError, kind: StepKind
+) -> None:
+    core = ScriptedCore([("language Chinese<asr_text>零", Ending.STOP, 0.6), error])
+    heard = await stream(core, expected="en").step(noise(8), kind)
+    assert heard is not None
+    assert (heard.language, heard.text) == ("zh", "零")
+
+
+async def test_the_end_of_the_core_is_told_though_there_is_an_answer() -> None:
+    core = ScriptedCore([("language Chinese<asr_text>零", Ending.STOP, 0.6), EngineCrashed("gone")])
+    with pytest.raises(EngineCrashed):
+        await stream(core, expected="en").step(noise(8), StepKind.FINAL)
 
 
 async def test_a_forced_language_outweighs_the_expected_one() -> None:
