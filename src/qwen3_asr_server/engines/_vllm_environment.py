@@ -52,12 +52,13 @@ class ParentWatch:
         return ""
 
     def __getstate__(self) -> dict[str, int]:
-        return {"_home": self._home}
+        # Who pickles it is the parent, and may be gone when it arrives.
+        return {"_home": self._home, "parent": os.getpid()}
 
     def __setstate__(self, state: dict[str, int]) -> None:
         self._home = state["_home"]
-        if os.getpid() != self._home:
-            threading.Thread(target=_end_with, args=(os.getppid(),), name="parent watch", daemon=True).start()
+        if os.getpid() not in state.values():
+            threading.Thread(target=_end_with, args=(state["parent"],), name="parent watch", daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
