@@ -172,7 +172,7 @@ async def measure(settings: Settings, path: Path, note: str) -> None:
             arguments |= {"load_format": "dummy"}
         make: Callable[..., VllmEngine] = VllmEngine if settings.shape == "tiny" else UntestedEngine
         dtype = "float" if settings.shape == "tiny" else "auto"
-        engine = make(EngineOptions(model_path=str(folder), dtype=dtype), vllm_arguments=arguments)
+        engine = make(EngineOptions(model_path=str(folder), dtype=dtype, decode_timeout_s=60), vllm_arguments=arguments)
         await engine.start()
         try:
             await _measure_on(engine, settings, around, path)

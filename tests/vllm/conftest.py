@@ -22,7 +22,7 @@ if find_spec("vllm") is None:
 os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 process.START_S = 300
 
-OPTIONS = EngineOptions(model_path=str(CHECKPOINT), dtype="float")
+OPTIONS = EngineOptions(model_path=str(CHECKPOINT), dtype="float", decode_timeout_s=60)
 
 
 def pytest_configure(config: pytest.Config) -> None:

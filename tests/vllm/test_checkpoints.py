@@ -115,7 +115,7 @@ async def test_vllm_loads(
     record_property: Record,
 ) -> None:
     """The converted layout, and bf16 weights: as they are with `auto`, and in `half` where that can hold them."""
-    engine = VllmEngine(EngineOptions(str(folders[folder]), dtype))
+    engine = VllmEngine(EngineOptions(str(folders[folder]), dtype, decode_timeout_s=60))
     await engine.start()
     assert str(engine.core.vllm.model_config.dtype) == f"torch.{loaded}"
     share = share_of_same(wanted, await heard_by(engine))
@@ -125,6 +125,6 @@ async def test_vllm_loads(
 
 
 async def test_vllm_refuses_weights_that_half_precision_spoils(folders: dict[str, Path]) -> None:
-    engine = VllmEngine(EngineOptions(str(folders["large"]), "half"))
+    engine = VllmEngine(EngineOptions(str(folders["large"]), "half", decode_timeout_s=60))
     with pytest.raises(EngineNotReady, match="MODEL_DTYPE"):
         await engine.start()

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 PLAIN = StreamOptions()
 ITEM_S = float(os.environ.get("MANUAL_ITEM_S", "600"))
 """Length of the Manual item, in seconds; an hour takes some minutes: `MANUAL_ITEM_S=3600 make test-vllm`."""
-SMALL_KV = EngineOptions(str(CHECKPOINT), "float", kv_cache_bytes=12 << 20)
+SMALL_KV = EngineOptions(str(CHECKPOINT), "float", decode_timeout_s=60, kv_cache_bytes=12 << 20)
 """8,192 tokens of this checkpoint: room for eleven pieces of 27 s, and for the longest prompt, which vLLM asks for."""
 Record = Callable[[str, object], None]
 

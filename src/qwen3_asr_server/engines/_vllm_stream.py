@@ -9,10 +9,11 @@ come, so a step that was cancelled leaves none.
 Knows the engine core as `Core`, not vLLM. Opened by `vllm.py`.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind
 from qwen3_asr_server.engines._qwen3_answer import audible_samples, mended, said_once
 from qwen3_asr_server.engines._vllm_request import Core, Ending, Request, TokenIds, Window
 from qwen3_asr_server.engines._vllm_room import KvRoom
-from qwen3_asr_server.errors import EngineCrashed, EngineError
+from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineTimeout
 from qwen3_asr_server.text.guard import Suspicion, find_loop, judge
 from qwen3_asr_server.text.languages import INERTIA
 from qwen3_asr_server.text.prompt import PromptIds, parse_output
@@ -33,6 +34,8 @@ SPARE_TOKENS: Final = 64
 """Charged for the turns of the prompt and for text that is still to be written."""
 MAX_PARTS: Final = 4
 """Decodes that one final may take, each going on where the last one reached its bound."""
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class Tools:
     """Finals by comparing drafts; without it they are decoded from nothing."""
     room: KvRoom = field(default_factory=KvRoom)
     """Of the KV cache, shared by all streams."""
+    decode_timeout_s: float | None = None
+    """Longest decode, besides half of its audio; None where the core keeps a deadline of its own."""
+    now: Callable[[], float] = time.time
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +100,11 @@ class VllmStream:
         same = len(audio) == len(self._audio) and self._extends(audio)
         if same and self._final is not None:
             return self._final
+        asked_at = self._tools.now()
         if not await self._tools.room.enter(self, self._needed_tokens(audio), kind):
             return None
         self._take(audio)
         self._steps += 1
-        asked_at = time.time()
         if kind is StepKind.PARTIAL:
             return await self._partial(asked_at)
         self._final = await self._complete(kind, asked_at)
@@ -127,7 +134,7 @@ class VllmStream:
             catch_up=new_s > CATCH_UP_S,
         )
         request = self._request(StepKind.PARTIAL, asked_at, prefix, bound)
-        answer = await self._tools.core.generate(request)
+        answer = await self._in_time(self._tools.core.generate(request))
         written = _Written(prefix + answer.ids, answer.ending, () if prefix else answer.chances)
         if self._suspect(written) is not None:
             # What is shown stays, and the next step writes from nothing.
@@ -161,7 +168,7 @@ class VllmStream:
         bound = max_tokens(kind, self._seconds, 0, self._tools.max_new_tokens)
         if not (draft and self._tools.verify and core.can_verify):
             return await self._go_on(kind, asked_at, _Written((), Ending.LENGTH))
-        verdict = await core.verify(self._request(kind, asked_at, (), bound), draft)
+        verdict = await self._in_time(core.verify(self._request(kind, asked_at, (), bound), draft))
         ids, chances = draft[: verdict.agreed], verdict.chances[: verdict.agreed]
         if verdict.continuation is not None:
             more = verdict.continuation
@@ -178,12 +185,22 @@ class VllmStream:
         for _ in range(MAX_PARTS):
             if written.ending is not Ending.LENGTH:
                 return written
-            answer = await self._tools.core.generate(self._request(kind, asked_at, written.ids, bound))
+            request = self._request(kind, asked_at, written.ids, bound)
+            answer = await self._in_time(self._tools.core.generate(request))
             written = _Written(written.ids + answer.ids, answer.ending, written.chances + answer.chances)
             if written.ending is Ending.LENGTH and find_loop(written.ids):
                 # The core looks at what one request writes, which short audio bounds to less than a loop takes.
                 return replace(written, ending=Ending.LOOP)
         return replace(written, endless=written.ending is Ending.LENGTH)
+
+    async def _in_time(self, decode: Awaitable[Told]) -> Told:
+        """Wait for the core, but not for one that lives and answers no more. A request given up is aborted there."""
+        limit_s = self._tools.decode_timeout_s
+        try:
+            async with asyncio.timeout(None if limit_s is None else limit_s + self._seconds / 2):
+                return await decode
+        except TimeoutError:
+            raise EngineTimeout("The recogniser took too long.") from None
 
     async def _in_expected_language(self, written: "_Written", kind: StepKind, asked_at: float) -> "_Written":
         """Write a short answer anew, in the language of the session, if it is in another one without good reason."""

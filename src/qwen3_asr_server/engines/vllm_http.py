@@ -14,16 +14,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from qwen3_asr_server.audio.mel import LogMel
-from qwen3_asr_server.domain import GRID_SAMPLES, EngineInfo, StepKind, StreamOptions
+from qwen3_asr_server.domain import EngineInfo, StreamOptions
 from qwen3_asr_server.engines._base import EngineOptions
 from qwen3_asr_server.engines._qwen3_checkpoint import (
     MIN_SAMPLES,
     context_encoder,
     describe,
-    known_clip,
     require_language,
     require_text,
 )
+from qwen3_asr_server.engines._vllm_greeting import transcribe_clip
 from qwen3_asr_server.engines._vllm_http_servers import Fleet, Server
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
 from qwen3_asr_server.errors import EngineError, EngineNotReady
@@ -202,7 +202,7 @@ class VllmHttpEngine:
             async with asyncio.timeout(GREETING_S):
                 if not await self._is_well(server):
                     raise EngineNotReady("does not answer")
-                require_text(await self._transcribe_clip(server))
+                require_text(await transcribe_clip(self._stream(StreamOptions(), only=server)))
         except TimeoutError:
             server.failed(f"did not transcribe a known clip within {GREETING_S:.0f} s")
         except EngineError as problem:
@@ -211,16 +211,6 @@ class VllmHttpEngine:
             server.well()
         if server.reason != known:
             _log.info("vLLM server", extra=_told(server))
-
-    async def _transcribe_clip(self, server: Server) -> str:
-        """Go through partial, candidate and, which checks the text, final."""
-        clip = known_clip()
-        stream = self._stream(StreamOptions(), only=server)
-        for units in (6, 12):
-            await stream.step(clip[: units * GRID_SAMPLES], StepKind.PARTIAL)
-        candidate = await stream.step(clip, StepKind.CANDIDATE)
-        await stream.close()
-        return candidate.text if candidate else ""
 
 
 def auto_reason(options: EngineOptions) -> str | None:

@@ -3,8 +3,8 @@
 The real core is in `tests/vllm`; here is what a well-trained model will not do when asked.
 """
 
+import asyncio
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,24 +18,11 @@ from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineTimeout
 from qwen3_asr_server.text.guard import Suspicion, find_loop
 from qwen3_asr_server.text.prompt import PromptIds
+from support.character_tokens import decode, encode
 
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>"]
-FIRST = 0x110000
-"""Ids of the special tokens follow those of the characters."""
 CONTEXT = "light, door, window, music, red, green, blue, left"
 Script = Sequence[tuple[str, Ending] | tuple[str, Ending, float] | str | EngineError]
 """Text, why it ended, and the probability of each of its tokens; or what the core raises."""
-
-
-def encode(text: str) -> list[int]:
-    parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text)
-    return [
-        id_ for part in parts for id_ in ([FIRST + SPECIAL.index(part)] if part in SPECIAL else [ord(c) for c in part])
-    ]
-
-
-def decode(ids: Sequence[int]) -> str:
-    return "".join(SPECIAL[i - FIRST] if i >= FIRST else chr(i) for i in ids)
 
 
 class ScriptedCore:
@@ -47,6 +34,7 @@ class ScriptedCore:
         self.counters = Counters()
         self.requests: list[Request] = []
         self.drafts: list[str] = []
+        self.now = lambda: 0.0
         self._script = iter(script)
         self._verdicts = iter(verdicts)
 
@@ -71,6 +59,7 @@ def stream(
     context: str = "",
     expected: str | None = None,
     room: KvRoom | None = None,
+    decode_timeout_s: float | None = None,
 ) -> VllmStream:
     names = map(str, itertools.count())
     tools = Tools(
@@ -83,6 +72,8 @@ def stream(
         max_new_tokens=32,
         new_nonce=lambda: next(names),
         room=room or KvRoom(),
+        decode_timeout_s=decode_timeout_s,
+        now=core.now,
     )
     return VllmStream(tools, language, context, expected)
 
@@ -236,7 +227,10 @@ def loop_parts(phrase: str) -> int:
     return next(parts for parts in range(1, 5) if find_loop(ids[: 66 * parts]))
 
 
-ENDLESS = [("language English<asr_text>one", Ending.LENGTH), *[(f" {n}", Ending.LENGTH) for n in "two three four".split()]]
+ENDLESS = [
+    ("language English<asr_text>one", Ending.LENGTH),
+    *[(f" {n}", Ending.LENGTH) for n in ["two", "three", "four"]],
+]
 
 
 async def test_a_text_without_end_is_decoded_once_more_without_context() -> None:
@@ -343,3 +337,72 @@ async def test_where_there_is_no_room_partials_are_left_out_until_somebody_leave
     assert room.charged > 100
     await second.close()
     assert room.charged == 0
+
+
+async def test_a_request_says_when_the_step_was_asked_for_and_not_when_it_found_room() -> None:
+    """vLLM serves the earliest first: who has waited for room goes before who came later."""
+    clock = itertools.count(1)
+    room = KvRoom(500)
+    core = ScriptedCore(["language English<asr_text>yes"] * 4)
+    core.can_verify = False
+    core.now = lambda: float(next(clock))
+    first, waiting, later = (stream(core, room=room) for _ in range(3))
+    await first.step(noise(200), StepKind.PARTIAL)
+    final = asyncio.create_task(waiting.step(noise(100), StepKind.FINAL))
+    await asyncio.sleep(0)
+    assert not final.done()
+    await first.step(noise(210), StepKind.FINAL)
+    await first.close()
+    await final
+    await later.step(noise(20), StepKind.FINAL)
+    assert [(request.kind, request.asked_at) for request in core.requests[1:]] == [
+        (StepKind.FINAL, 3),
+        (StepKind.FINAL, 2),
+        (StepKind.FINAL, 4),
+    ]
+
+
+class HangingCore(ScriptedCore):
+    """Answers what it was told to, and then lives and says nothing."""
+
+    def __init__(self, *script: str) -> None:
+        super().__init__(script)
+        self.aborted = 0
+
+    async def generate(self, request: Request) -> Answer:
+        return await super().generate(request) if not self.requests else await self.hang(request)
+
+    async def verify(self, request: Request, draft: TokenIds) -> Verdict:
+        await self.hang(request)
+        raise AssertionError
+
+    async def hang(self, request: Request) -> Answer:
+        self.requests.append(request)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+        raise AssertionError
+
+
+@pytest.mark.parametrize("kind", list(StepKind))
+async def test_a_core_that_hangs_is_not_waited_for(kind: StepKind) -> None:
+    """The limit grows with the audio, by half of its length."""
+    core = HangingCore("language English<asr_text>yes")
+    piece = stream(core, decode_timeout_s=0.01)
+    await piece.step(noise(2), StepKind.PARTIAL)
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineTimeout):
+            await piece.step(noise(3), kind)
+    assert asyncio.get_running_loop().time() - began >= 0.01 + 0.24 / 2
+    assert (core.aborted, len(core.requests)) == (1, 2)
+
+
+async def test_a_core_that_hangs_while_it_should_change_a_language_costs_no_answer() -> None:
+    core = HangingCore("language Chinese<asr_text>零")
+    heard = await stream(core, expected="en", decode_timeout_s=0.01).step(noise(2), StepKind.FINAL)
+    assert heard is not None
+    assert heard.text == "零"
+    assert core.aborted == 1
