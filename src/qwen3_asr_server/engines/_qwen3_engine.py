@@ -6,9 +6,10 @@ Knows no model library; `transformers.py` and `qwen_asr.py` say how to load thei
 import asyncio
 import importlib.util
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from qwen3_asr_server.domain import EngineInfo, StepKind, StreamOptions
 from qwen3_asr_server.engines._base import EngineOptions
@@ -18,6 +19,9 @@ from qwen3_asr_server.engines._qwen3_whole import WholeCounters, WholeStream, Wh
 from qwen3_asr_server.errors import EngineNotReady
 
 _log = logging.getLogger(__name__)
+
+ABANDON_S: Final = 600.0
+"""Longest wait for a load that nobody wants any more: none of the libraries can be interrupted."""
 
 
 class Model(Protocol):
@@ -83,7 +87,7 @@ class WholeEngine:
         if self._queue is not None:
             return
         began, options = time.monotonic(), self._options
-        model = self._model = await asyncio.to_thread(self._load, options)
+        model = self._model = await _loaded(self._load, options)
         limits = QueueOptions(self._max_batch, options.decode_timeout_s, options.queue_timeout_s)
         self._queue = StepQueue(model.decode, limits)
         self._tools = WholeTools(
@@ -121,6 +125,30 @@ class WholeEngine:
             raise EngineNotReady("the engine is not running")
         require_language(options.language, self._info.languages)
         return WholeStream(self._tools, options.language, options.context, options.expected_language)
+
+
+async def _loaded(load: Callable[[EngineOptions], Model], options: EngineOptions) -> Model:
+    """Load in a thread. After cancellation this ends when the weights are gone again: two models may not fit."""
+    unwanted = threading.Event()
+
+    def run() -> Model:
+        model = load(options)
+        if unwanted.is_set():  # also when nobody waits for that any more
+            model.close()
+            raise EngineNotReady("the load was given up")
+        return model
+
+    loading = asyncio.ensure_future(asyncio.to_thread(run))
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        unwanted.set()
+        await asyncio.wait({loading}, timeout=ABANDON_S)
+        if not loading.done():
+            _log.error("a load that was given up still goes on", extra={"seconds": ABANDON_S})
+        elif loading.exception() is None:  # it was through just before
+            await asyncio.to_thread(loading.result().close)
+        raise
 
 
 def require_packages(*names: str, extra: str) -> None:
