@@ -5,9 +5,10 @@
         └─ failed ◀─┘     died ▼ │
                            restarting ⟲
 
-At most one engine is started at a time. Sessions lease a model, which makes it *wanted*; an operator or time may make
-it unwanted while nobody has a lease. One task, `_run`, brings about what is wanted, one transition after the other,
-and looks anew after each: so whatever is asked for in mid-transition has its effect after it, and nothing overlaps.
+A load that is given up is unloading, too. At most one engine is started at a time. Sessions lease a model, which makes
+it *wanted*; an operator or time may make it unwanted while nobody has a lease. One task, `_run`, brings about what is
+wanted, one transition after the other, and looks anew after each: so whatever is asked for in mid-transition has its
+effect after it, and nothing overlaps.
 
 Tells the step scheduler whether there is an engine. Knows no settings and no sessions; called by the services.
 """
@@ -113,6 +114,8 @@ class Pool:
         self._wanted: str | None = None
         self._held: str | None = None
         """Whose engine is started, or being started or stopped."""
+        self._unloads = 0
+        """How often an engine, or what there was of one, was stopped."""
         self._lost = False
         self._backoff = Backoff()
         self._retry_at = clock()
@@ -157,19 +160,20 @@ class Pool:
         """Unload what is loaded, or give up loading it; whoever comes next loads it again.
 
         Returns:
-            Whether there was anything to unload.
+            Whether anything was: there may be nothing, or somebody may want it again just in time.
 
         Raises:
             Refused: somebody has a lease.
         """
         if self.leases.count:
             raise Refused("The model is in use.", reason="model_in_use")
-        if self._held is None and self._wanted is None:
+        held, before = self._held, self._unloads
+        if held is None and self._wanted is None:
             return False
         self._wanted = None
         self._changes.tell()
-        await self._changes.until(lambda: self._held is None or self._wanted is not None)
-        return True
+        await self._changes.until(lambda: self._unloads != before or self._held is None or self._kept)
+        return held is None or self._unloads != before
 
     def look(self) -> None:
         """Look whether the engine has died. A step that has crashed is a reason to call it at once."""
@@ -206,6 +210,11 @@ class Pool:
             runner.cancel()
         if self._held is not None:  # the task has failed, or was given up
             await self._stop(self._engines[self._held])
+
+    @property
+    def _kept(self) -> bool:
+        """Whether what is held, or comes, is wanted and not going away in spite of that."""
+        return self._wanted is not None and self._phase != "unloading"
 
     def _want(self, model: str) -> None:
         if not self._stopping and self._wanted != model:
@@ -247,6 +256,7 @@ class Pool:
         if not started:
             await self._stop(engine)
             self._held = None
+            self._unloads += 1
             self._not_started(model, error, user)
             return
         now = self._clock()
@@ -261,10 +271,11 @@ class Pool:
         """Start an engine, or give up as soon as something else is wanted; tell whether it runs, and if not, why."""
         async with asyncio.TaskGroup() as group:
             starting = group.create_task(_start(engine))
-            changing = group.create_task(self._changes.until(lambda: self._wanted != model))
-            await asyncio.wait({starting, changing}, return_when=asyncio.FIRST_COMPLETED)
-            starting.cancel()
-            changing.cancel()
+            starting.add_done_callback(lambda _: self._changes.tell())
+            await self._changes.until(lambda: starting.done() or self._wanted != model)
+            if not starting.done():
+                self._enter("unloading")
+                starting.cancel()
         if starting.cancelled():
             return False, None
         error = starting.result()
@@ -291,6 +302,7 @@ class Pool:
             user.engine_gone(EngineNotReady("The model was unloaded."))
         await self._stop(self._engines[model])
         self._held, self._lost = None, False
+        self._unloads += 1
         if restart and self._wanted == model:
             self._changes.tell()
         else:

@@ -302,6 +302,36 @@ async def test_who_comes_while_it_is_unloaded_gets_it_back():
 
 
 @virtual_time
+@pytest.mark.parametrize("after_s", [LOAD_S / 2, LOAD_S + 1], ids=["loading", "ready"])
+async def test_a_release_says_so_if_somebody_comes_just_before(after_s):
+    async with staged() as stage:
+        with stage.lease():
+            await asyncio.sleep(after_s)
+        release = asyncio.create_task(stage.pool.release())
+        await asyncio.sleep(0)
+        with stage.lease():
+            assert not await release
+            await asyncio.sleep(LOAD_S + 1)
+            assert stage.user.engine is stage.a
+            assert stage.a.starts == 1
+
+
+@virtual_time
+async def test_who_comes_while_a_load_is_given_up_gets_another_load():
+    async with staged() as stage:
+        with stage.lease():
+            await asyncio.sleep(LOAD_S / 2)
+        release = asyncio.create_task(stage.pool.release())
+        await asyncio.sleep(STOP_S / 2)
+        assert stage.phase() == "unloading"
+        with stage.lease():
+            assert await release
+            await asyncio.sleep(STOP_S + LOAD_S + 1)
+            assert stage.user.engine is stage.a
+            assert stage.a.starts == 2
+
+
+@virtual_time
 async def test_a_release_gives_up_a_load():
     async with staged() as stage:
         with stage.lease():
