@@ -4,6 +4,7 @@ The last tests kill servers; whoever needs one starts it again.
 """
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -11,10 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
 import pytest_asyncio
+from websockets.exceptions import ConnectionClosed
 
 from qwen3_asr_server.domain import GRID_SAMPLES, Hypothesis, Samples, StepKind, StreamOptions
 from qwen3_asr_server.engines._base import EngineOptions
@@ -279,10 +282,20 @@ async def test_without_any_server_utterances_fail_and_sessions_live(servers: lis
             assert "server" in lost["error"]["message"]
             assert servers[1].url not in str(lost)
             assert counters(running)["servers_up"] == 0
+            with pytest.raises(HTTPError) as not_ready:
+                await asyncio.to_thread(running.get, "/health/ready")
+            assert not_ready.value.code == 503
+            assert json.load(not_ready.value)["status"] == "full"
+            async with raw_client(running.url) as refused:
+                with pytest.raises(ConnectionClosed) as closed:
+                    await refused.read_until("session.created")
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1013
 
             servers[0].start()
             await asyncio.to_thread(servers[0].wait)
             await asyncio.to_thread(wait_until, lambda: counters(running)["server_1_up"] == 1)
+            assert (await asyncio.to_thread(running.get, "/health/ready"))["status"] == "ready"
             again = await say(client, clip.samples, COMPLETED)
             assert again["transcript"] == first["transcript"]
 

@@ -161,7 +161,7 @@ class Mortal(Protocol):
 
 @runtime_checkable
 class Limited(Protocol):
-    """Optional: an engine whose open pieces share something that can be used up."""
+    """Optional: an engine whose open pieces share something that can be used up, or be gone for a while."""
 
     @property
     def full(self) -> bool:

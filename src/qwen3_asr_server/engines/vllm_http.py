@@ -83,6 +83,11 @@ class VllmHttpEngine:
         """The servers."""
         return self._fleet
 
+    @property
+    def full(self) -> bool:
+        """Whether a piece that begins now would find no server."""
+        return self._shared is not None and not self._fleet.up
+
     def stats(self) -> dict[str, int | float]:
         """Return what was done since the start, and which servers are up; empty while it does not run."""
         return {**self._shared.counters.flat(), **self._fleet.flat()} if self._shared else {}

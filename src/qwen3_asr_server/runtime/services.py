@@ -49,7 +49,7 @@ Status = Literal["loading", "ready", "full", "restarting", "failed", "draining",
 
 _REASONS: Final[dict[Status, str]] = {
     "loading": "The engine is loading.",
-    "full": "All sessions, or all recognition capacity, are in use.",
+    "full": "No session, or no recognition capacity, is free.",
     "restarting": "The engine has died and is started again.",
     "failed": "Recognition has failed; the log of the server has the details.",
     "draining": "The server is shutting down.",
@@ -304,7 +304,7 @@ class Services:
         if self._workers is None or self.state == "failed":
             raise Refused("The server is not ready; try again later.", reason="not_ready")
         if self._crowded:
-            raise Refused("All recognition capacity is in use; try again later.", reason="crowded")
+            raise Refused("No recognition capacity is free; try again later.", reason="crowded")
         with self.pool.lease(model):
             live = LiveSession(config, self._live_options(model), self._workers, emit)
             self._live.add(live)

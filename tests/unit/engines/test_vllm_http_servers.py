@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.engines._base import EngineOptions, Limited
 from qwen3_asr_server.engines._vllm_http_servers import LONGEST_RETRY_S, Fleet, Server
 from qwen3_asr_server.engines.vllm_http import VllmHttpEngine, auto_reason
 from qwen3_asr_server.errors import EngineNotReady
@@ -117,6 +117,18 @@ async def test_without_servers_it_does_not_start() -> None:
     assert auto_reason(EngineOptions()) is None
     with pytest.raises(EngineNotReady, match="VLLM_URLS"):
         await VllmHttpEngine(EngineOptions()).start()
+
+
+def test_it_takes_no_newcomers_while_no_server_is_up() -> None:
+    engine = VllmHttpEngine(EngineOptions(server_urls=URLS))
+    assert isinstance(engine, Limited)
+    assert not engine.full, "it does not run"
+    engine._shared = object()  # type: ignore[assignment]  # it runs
+    assert engine.full
+    engine.fleet.servers[1].well()
+    assert not engine.full
+    engine.fleet.servers[1].lost("does not answer")
+    assert engine.full
 
 
 def test_with_servers_it_says_that_it_can_run() -> None:
