@@ -20,6 +20,7 @@ from qwen3_asr_server.domain import GRID_SAMPLES, SAMPLE_RATE, Samples, Word, sa
 from qwen3_asr_server.engines._aligner_words import units_of
 from qwen3_asr_server.engines._base import AlignerOptions
 from qwen3_asr_server.engines._qwen3_checkpoint import known_clip, shown_name
+from qwen3_asr_server.engines._vllm_cores import CoreStart, load_core
 from qwen3_asr_server.engines._vllm_request import Window
 from qwen3_asr_server.errors import EngineError, EngineNotReady
 from qwen3_asr_server.text.alignment import SpokenUnit, repaired_times, units_in_share
@@ -158,29 +159,17 @@ class VllmAligner:
         return int(min(self._longest_s, LONGEST_S, known_s) * SAMPLE_RATE) // GRID_SAMPLES * GRID_SAMPLES
 
     async def _load(self) -> "AlignerCore":
-        loading = asyncio.ensure_future(asyncio.to_thread(_load_core, self._options, self._arguments))
-        try:
-            return await asyncio.shield(loading)
-        except asyncio.CancelledError:
-            await _abandon(loading)
-            raise
+        return await load_core(lambda start: _load_core(self._options, self._arguments, start))
 
 
-def _load_core(options: AlignerOptions, arguments: dict[str, object] | None) -> "AlignerCore":
+def _load_core(options: AlignerOptions, arguments: dict[str, object] | None, start: CoreStart) -> "AlignerCore":
     """Import vLLM and start it; both block."""
     from qwen3_asr_server.engines import _vllm_environment
 
     _vllm_environment.prepare()
     from qwen3_asr_server.engines._aligner_core import AlignerCore, AlignerCoreOptions
 
-    return AlignerCore.load(AlignerCoreOptions(options.model_path, options.dtype, arguments))
-
-
-async def _abandon(loading: "asyncio.Future[AlignerCore]") -> None:
-    """Wait for a load that nobody wants any more, and undo it."""
-    await asyncio.wait({loading})
-    if loading.exception() is None:
-        await asyncio.to_thread(loading.result().stop)
+    return AlignerCore.load(AlignerCoreOptions(options.model_path, options.dtype, arguments), start)
 
 
 def _cut(window: Samples, placed: Sequence[Word]) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from qwen3_asr_server.engines._aligner_memory import ALIGNER_BYTES, ALIGNER_KV_BYTES
 from qwen3_asr_server.engines._vllm_audio import audio_prompt, can_build
-from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores, first_line
+from qwen3_asr_server.engines._vllm_cores import CoreStart
+from qwen3_asr_server.engines._vllm_environment import ParentWatch, first_line
 from qwen3_asr_server.engines._vllm_request import TokenIds, Window
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
 from vllm import PoolingParams
@@ -32,7 +33,6 @@ MAX_MODEL_LEN: Final = 4096
 """Tokens: a minute of audio is 780, and its text at the fastest some 1,500."""
 MAX_WINDOWS: Final = 8
 MAX_REQUESTS: Final = 32
-_JOIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,13 @@ class AlignerCore:
     """A running engine core.
 
     Attributes:
-        processes: vLLM's, as far as they are children of this one.
         class_ms: how far apart the classes are, in ms.
         classes: how many there are.
     """
 
-    def __init__(self, engine: AsyncLLM, processes: Sequence[Any]) -> None:
+    def __init__(self, engine: AsyncLLM, start: CoreStart) -> None:
         self._engine = engine
-        self.processes = processes
+        self._start = start
         self._names = itertools.count()
         config = engine.model_config.hf_config
         thinker = config.thinker_config
@@ -71,7 +70,7 @@ class AlignerCore:
         self.classes = int(thinker.classify_num)
 
     @classmethod
-    def load(cls, options: AlignerCoreOptions) -> "AlignerCore":
+    def load(cls, options: AlignerCoreOptions, start: CoreStart) -> "AlignerCore":
         """Start the engine core; blocks for seconds to minutes, so call it in a thread.
 
         Raises:
@@ -81,20 +80,17 @@ class AlignerCore:
             raise EngineNotReady("word times need vLLM 0.32: this version takes no direct input")
         if current_platform.is_cpu():
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        others = engine_cores()
         try:
             config = _arguments(options).create_engine_config()
             # Set here and not among the arguments: on the processor, vLLM's environment would override those.
             config.cache_config.kv_cache_memory_bytes = ALIGNER_KV_BYTES
             config.additional_config = ParentWatch()
-            engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            with start.alone():
+                engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except Exception as problem:
             _log.exception("the aligner did not start")
             raise EngineNotReady(f"the aligner did not start: {first_line(problem)}") from problem
-        processes = [child for child in engine_cores() if child not in others]
-        for child in processes:
-            child.name = "Aligner"  # so that it is not taken for the recogniser's, which may be ended before it
-        return cls(engine, processes)
+        return cls(engine, start)
 
     @property
     def dead(self) -> bool:
@@ -105,8 +101,7 @@ class AlignerCore:
         """End the engine core; blocks until it is gone."""
         self._stopped = True
         self._engine.shutdown()
-        for child in self.processes:
-            child.join(_JOIN_S)
+        self._start.join()
         del self._engine
 
     def encode(self, text: str) -> TokenIds:

@@ -26,7 +26,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from qwen3_asr_server.engines._aligner_memory import recogniser_share
 from qwen3_asr_server.engines._vllm_audio import audio_prompt, can_build
-from qwen3_asr_server.engines._vllm_environment import ParentWatch, engine_cores, first_line
+from qwen3_asr_server.engines._vllm_cores import CoreStart
+from qwen3_asr_server.engines._vllm_environment import ParentWatch, first_line
 from qwen3_asr_server.engines._vllm_request import (
     ENDINGS,
     LOOP_COUNT,
@@ -52,7 +53,6 @@ _log = logging.getLogger(__name__)
 _VERIFY_FIELDS: Final = {"prompt_logprobs", "flat_logprobs", "skip_reading_prefix_cache", "stream_interval"}
 _LARGE_CARD_BYTES: Final = 32 << 30
 _NEVER: Final = 1 << 20
-_JOIN_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,9 @@ class CoreOptions:
 class VllmCore:
     """A running engine core; see `Core` for what streams may ask."""
 
-    def __init__(self, engine: AsyncLLM) -> None:
+    def __init__(self, engine: AsyncLLM, start: CoreStart) -> None:
         self._engine = engine
+        self._start = start
         self._names = itertools.count()
         self._fields = frozenset(SamplingParams.__struct_fields__)
         self._ends = _end_tokens(engine)
@@ -94,7 +95,7 @@ class VllmCore:
         self.counters = Counters()
 
     @classmethod
-    def load(cls, options: CoreOptions) -> "VllmCore":
+    def load(cls, options: CoreOptions, start: CoreStart) -> "VllmCore":
         """Start the engine core; blocks for seconds to minutes, so call it in a thread.
 
         Raises:
@@ -111,7 +112,8 @@ class VllmCore:
                 options.kv_cache_bytes or config.cache_config.kv_cache_memory_bytes
             )
             config.additional_config = ParentWatch()
-            engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            with start.alone():
+                engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except Exception as problem:
             _log.exception("vLLM did not start")
             raise EngineNotReady(f"vLLM did not start: {first_line(problem)}") from problem
@@ -119,14 +121,13 @@ class VllmCore:
         if held != options.encoder_cache_tokens:
             engine.shutdown()
             raise EngineNotReady(f"this version of vLLM keeps {held} audio tokens, too few")
-        return cls(engine)
+        return cls(engine, start)
 
     def stop(self) -> None:
         """End the engine core and its workers; blocks until they are gone."""
         self._dead = True
         self._engine.shutdown()
-        for child in engine_cores():
-            child.join(_JOIN_S)
+        self._start.join()
         del self._engine
 
     @property

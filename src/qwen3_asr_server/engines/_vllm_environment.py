@@ -1,4 +1,4 @@
-"""What vLLM finds around it when it starts, and the end of its processes.
+"""What vLLM finds around it when it starts, and the end of its processes with this one.
 
 vLLM's engine core does not notice that its parent was killed; it would keep the GPU's memory for ever. The
 configuration that vLLM pickles into its child processes carries a `ParentWatch`, and unpickling that starts a
@@ -6,7 +6,6 @@ thread which looks whether the parent is still there. Does not import vLLM, so t
 that is loaded; `vllm.py` and `_vllm_adapter` call it.
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -22,17 +21,6 @@ def prepare() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
-
-
-def engine_cores() -> list[multiprocessing.process.BaseProcess]:
-    """Return vLLM's processes that are children of this one."""
-    return [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
-
-
-def end_engine_cores() -> None:
-    """Kill them: a load that is still going on gives up."""
-    for child in engine_cores():
-        child.kill()
 
 
 def first_line(problem: Exception) -> str:

@@ -23,6 +23,7 @@ from qwen3_asr_server.engines._qwen3_checkpoint import (
     describe,
     require_text,
 )
+from qwen3_asr_server.engines._vllm_cores import CoreStart, load_core
 from qwen3_asr_server.engines._vllm_greeting import transcribe_clip
 from qwen3_asr_server.engines._vllm_room import KvRoom
 from qwen3_asr_server.engines._vllm_stream import Tools, VllmStream
@@ -145,12 +146,7 @@ class VllmEngine:
         return VllmStream(tools, options.language, options.context, options.expected_language)
 
     async def _load(self) -> "VllmCore":
-        loading = asyncio.ensure_future(asyncio.to_thread(_load_core, self._options, self._arguments))
-        try:
-            return await asyncio.shield(loading)
-        except asyncio.CancelledError:
-            await _abandon(loading)
-            raise
+        return await load_core(lambda start: _load_core(self._options, self._arguments, start))
 
     def _make_tools(self, core: "VllmCore") -> Tools:
         tokenizer = core.tokenizer
@@ -212,7 +208,7 @@ def auto_reason(options: EngineOptions) -> str | None:
     return f"vLLM is installed and a GPU answers ({torch.cuda.get_device_name()})"
 
 
-def _load_core(options: EngineOptions, arguments: dict[str, object] | None) -> "VllmCore":
+def _load_core(options: EngineOptions, arguments: dict[str, object] | None, start: CoreStart) -> "VllmCore":
     """Import vLLM and start it; both block."""
     from qwen3_asr_server.engines import _vllm_environment
 
@@ -227,19 +223,9 @@ def _load_core(options: EngineOptions, arguments: dict[str, object] | None) -> "
             kv_cache_bytes=options.kv_cache_bytes,
             reserved_bytes=options.reserved_bytes,
             extra=arguments,
-        )
+        ),
+        start,
     )
-
-
-async def _abandon(loading: "asyncio.Future[VllmCore]") -> None:
-    """Wait for a load that nobody wants any more, and undo it."""
-    from qwen3_asr_server.engines import _vllm_environment
-
-    while not loading.done():
-        _vllm_environment.end_engine_cores()
-        await asyncio.wait({loading}, timeout=0.2)
-    if loading.exception() is None:
-        await asyncio.to_thread(loading.result().stop)
 
 
 ENGINE = VllmEngine
