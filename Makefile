@@ -43,7 +43,7 @@ start: sync ## Install and serve on port 8001 (SERVER_PORT changes it)
 
 test: ## The default suite: real SDK, real recogniser, no GPU, no network
 	$(SYNC)
-	$(RUN) pytest --ignore=tests/system --ignore=tests/vllm
+	$(RUN) pytest --ignore=tests/system --ignore=tests/vllm --ignore=tests/words
 
 test-basic: ## Only the fast part: unit, protocol and session tests
 	$(SYNC)
@@ -51,7 +51,7 @@ test-basic: ## Only the fast part: unit, protocol and session tests
 
 test-vad: ## Only what concerns speech detection and endpointing
 	$(SYNC)
-	$(RUN) pytest --ignore=tests/system --ignore=tests/vllm -k "vad or endpoint"
+	$(RUN) pytest --ignore=tests/system --ignore=tests/vllm --ignore=tests/words -k "vad or endpoint"
 
 test-sdk: ## Old and new SDK versions, each in its own environment under .venvs/
 	$(SYNC)

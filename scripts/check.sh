@@ -12,6 +12,6 @@ step "format" "${run[@]}" ruff format --check
 step "lint" "${run[@]}" ruff check
 step "types" "${run[@]}" mypy
 step "generated files" "${run[@]}" python scripts/generate.py --check
-step "tests" "${run[@]}" pytest --ignore=tests/system --ignore=tests/vllm
+step "tests" "${run[@]}" pytest --ignore=tests/system --ignore=tests/vllm --ignore=tests/words
 step "wheel in a clean environment" scripts/check_wheel.sh
 total "check"

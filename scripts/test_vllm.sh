@@ -17,6 +17,7 @@ make_reference() {
 }
 # ENGINE PYTHON [PYTEST ARGUMENT…]
 run_contract() { QWEN3_ASR_TEST_ENGINE="$1" "$2" -m pytest -W default tests/contract/test_engines.py "${@:3}"; }
+run_words() { "$QWEN_ASR_PYTHON" -m pytest -W default tests/words "$@"; }
 run_own() { "$python" -m pytest tests/vllm "$@"; }
 
 step "environment" make_environment
@@ -25,5 +26,6 @@ step "contract of vllm" run_contract vllm "$python" "$@"
 step "contract of vllm_http" run_contract vllm_http "$python" "$@"
 step "contract of transformers" run_contract transformers "$python" "$@"
 step "contract of qwen_asr" run_contract qwen_asr "$QWEN_ASR_PYTHON" "$@"
+step "words of Japanese and Korean" run_words "$@"
 step "tests/vllm" run_own "$@"
 total "test-vllm"

@@ -1,16 +1,22 @@
 """How a text is cut into units in each language; Japanese and Korean by packages that are installed apart.
 
-The two write words without marking where one ends in the way the aligner was trained on. Imports `nagisa` or `soynlp`
-when such a text comes first; `_aligner` is the only caller.
+The aligner was trained on Japanese and Korean as `nagisa` and `soynlp` cut them, the latter with a dictionary that only
+the package `qwen-asr` holds: where that is not installed, Korean is cut at its spaces, and particles stay with their
+words. The packages are imported when such a text comes first; `_aligner` is the only caller.
 """
 
 import importlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from qwen3_asr_server.errors import EngineError
 from qwen3_asr_server.text.alignment import SpokenUnit, spoken_units, units_of_words
+
+_KOREAN_DICTIONARY: Final = Path("inference", "assets", "korean_dict_jieba.dict")
+"""In the package `qwen_asr`: a word at the start of each line."""
 
 
 def units_of(text: str, language: str | None) -> list[SpokenUnit]:
@@ -44,7 +50,17 @@ def _korean_words(text: str) -> Sequence[str]:
 
 @cache
 def _korean_tokenizer() -> Any:
-    return _package("soynlp.tokenizer", "Korean", "words-ko").LTokenizer()
+    return _package("soynlp.tokenizer", "Korean", "words-ko").LTokenizer(scores=_korean_scores())
+
+
+def _korean_scores() -> Mapping[str, float]:
+    """Return the words of the dictionary, all alike; none where it is not installed."""
+    package = importlib.util.find_spec("qwen_asr")  # not imported: it would bring its engines along
+    folders = package.submodule_search_locations if package is not None else None
+    for path in (Path(folder, _KOREAN_DICTIONARY) for folder in folders or ()):
+        if path.is_file():
+            return {line.split()[0]: 1.0 for line in path.read_text("utf-8").splitlines() if line.strip()}
+    return {}
 
 
 def _package(name: str, language: str, extra: str) -> Any:

@@ -2,7 +2,8 @@
 
 The aligner is given a text unit by unit and names two times for each. Units follow what Qwen3-ForcedAligner was trained
 on: a Chinese character, or what stands between spaces, without punctuation. Japanese and Korean are cut up by others
-(`engines._aligner_words`). Times that contradict their neighbours are repaired here. Knows neither models nor audio.
+(`engines._aligner_words`), Korean not always as in training. Times that contradict their neighbours are repaired
+here. Knows neither models nor audio.
 """
 
 import unicodedata
