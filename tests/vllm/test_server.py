@@ -1,19 +1,23 @@
 """The whole server on this engine, heard through the official SDK: English and Chinese, VAD and Manual mode."""
 
+import asyncio
+import itertools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 
 import jiwer
 import numpy as np
 import pytest
 from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
+from websockets.exceptions import ConnectionClosedError
 
 from qwen3_asr_server.domain import Word
 from support.children import descendants, ended_within
 from support.invariants import COMPLETED, TEXT, assert_finished
 from support.process import ServerProcess, running_server
+from support.raw_client import RawClient, raw_client
 from support.sdk_client import TEXT_ONLY, conversation, send
 from support.speech import pcm16
 from support.tiny_speech import CHECKPOINT, RATE, TinyClip, spoken
@@ -151,6 +155,49 @@ def test_silence_has_no_items(server: ServerProcess) -> None:
         client.end_session(timeout=60)
     assert_finished(recorder.frames)
     assert recorder.transcripts == []
+
+
+async def test_a_client_that_vanishes_in_mid_decode_leaves_nothing(server: ServerProcess) -> None:
+    """Its connection is cut while a step of its utterance runs; nobody closes anything."""
+    _, pcm = talk("en", gap_s=0.1)
+    async with raw_client(server.url) as client:
+        speaking = asyncio.create_task(speak(client, pcm))
+        await becomes_true(lambda: running_steps(server) > 0 and held_tokens(server) > 0)
+        client.socket.transport.abort()
+        await asyncio.wait({speaking})
+    assert isinstance(speaking.exception(), ConnectionClosedError)
+    await becomes_true(lambda: open_sessions(server) == 0)
+    await becomes_true(lambda: held_tokens(server) == running_steps(server) == 0)
+    assert server.get("/stats")["scheduler"]["open_streams"] == 0
+    async with raw_client(server.url) as client:
+        await client.append(talk("en", turns=1)[1])
+        assert (await client.read_until(COMPLETED))["transcript"]
+
+
+async def speak(client: RawClient, pcm: bytes) -> None:
+    """Talk on and on, at the pace of speech."""
+    for start in itertools.cycle(range(0, len(pcm) - 3200, 3200)):
+        await client.append(pcm[start : start + 3200])
+        await asyncio.sleep(0.1)
+
+
+async def becomes_true(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - the server is another process
+            await asyncio.sleep(0.005)
+
+
+def running_steps(server: ServerProcess) -> int:
+    now = server.get("/stats")["scheduler"]
+    return int(now["partials_running"] + now["finals_running"])
+
+
+def held_tokens(server: ServerProcess) -> float:
+    return float(server.get("/stats")["engine_counters"]["kv_tokens_charged"])
+
+
+def open_sessions(server: ServerProcess) -> int:
+    return int(server.get("/stats")["sessions"]["open"])
 
 
 def test_a_killed_server_leaves_no_process() -> None:
