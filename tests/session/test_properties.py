@@ -113,6 +113,30 @@ def test_finals_do_not_depend_on_the_silence_setting(
     assert len(texts[0]) == len(phrases)
 
 
+@given(
+    st.integers(200, 300),
+    st.integers(4, 9),
+    st.integers(0, 511),
+    st.sampled_from([Finish(), Configure(MANUAL), Clear()]),
+    SIZES,
+    SIZES,
+    st.integers(0, 2**32),
+    st.integers(0, 2**32),
+)
+def test_a_final_needs_no_audio_behind_the_end_of_its_track(
+    silence_ms: int, frames: int, rest: int, ended_by: Command, one: list[int], other: list[int], seed: int, seed2: int
+) -> None:
+    """An item may be over before all that is kept behind its speech has come; it gets none, or silence for it."""
+    said = audio([(0.8, 20), (0.0, 10)])[: 512 * (20 + frames) + rest]
+    texts = []
+    for sizes, order in ((one, seed), (other, seed2)):
+        sim = Sim(SessionConfig(turn_detection=TurnDetection(silence_ms=silence_ms)), Random(order))
+        sim.run([*packets(said, sizes), ended_by, *packets(audio([(0.6, 20)]), sizes), Finish()])
+        assert_conversation(sim.events)
+        texts.append(finals(sim.events))
+    assert texts[0] == texts[1]
+
+
 @given(SCRIPTS, st.integers(0, 2**32), st.booleans())
 def test_failures_never_lose_an_item(script: Script, seed: int, vad: bool) -> None:
     sim = Sim(VAD if vad else MANUAL, Random(seed), SHORT, failures=0.4)

@@ -310,6 +310,8 @@ class SessionMachine:
 
     def _settle(self, now: float) -> None:
         """Derive what follows from the new state: markers reached, items told, jobs queued."""
+        if self._track.ends_at is not None:
+            self._speech.bound(self._track.ends_at)
         while (marker := self._track.reached()) is not None:
             self._reach(marker, now)
         self._speech.tell(now)

@@ -149,6 +149,12 @@ class Recognition:
         piece.end, piece.limit = end, limit
         self._settle_piece(piece)
 
+    def bound(self, limit: int) -> None:
+        """Let no piece wait for, or hear, what comes behind the end of its track."""
+        for _, piece in self._pieces.values():
+            if piece.limit is None and (piece.end is None or piece.end > limit):
+                piece.limit = limit
+
     def commit(self) -> None:
         """Close the open item: its final, or its failure, will follow."""
         item, self.open = self.open, None

@@ -58,6 +58,11 @@ class Track:
         return next((marker.position for marker in reversed(self._markers) if marker.hard), self.origin)
 
     @property
+    def ends_at(self) -> int | None:
+        """Where the present track will end, once the client has said so."""
+        return next((marker.position for marker in self._markers if marker.hard), None)
+
+    @property
     def waiting_commands(self) -> int:
         """How many commands wait for their place."""
         return len(self._markers)
