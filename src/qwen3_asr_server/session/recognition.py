@@ -235,7 +235,7 @@ class Recognition:
 
     def heard(self, heard: Heard) -> None:
         """Take in a hypothesis."""
-        found = self.answered(heard.piece, heard.kind)
+        found = self._ended(heard.piece, heard.kind)
         if found is None:
             return
         item, piece = found
@@ -271,13 +271,10 @@ class Recognition:
             self._release(piece)
 
     def answered(self, number: int, kind: StepKind) -> tuple[Item, Piece] | None:
-        """Note that the decode running for a piece is over; None if there is no such decode."""
-        found = self._pieces.get(number)
-        if found is None or found[1].running is not kind:
-            self.stale_outcomes += 1
-            return None
-        found[1].running = None
-        self._settle_piece(found[1])
+        """Note that the decode running for a piece is over and told nothing; None if there is no such decode."""
+        found = self._ended(number, kind)
+        if found is not None:
+            self._settle_piece(found[1])
         return found
 
     def aligned(self, aligned: Aligned) -> None:
@@ -316,6 +313,15 @@ class Recognition:
         audio = self._read(piece.start, upto, piece.limit)
         options = replace(item.options, expected_language=piece.expected_language)
         return Decode(item.number, piece.number, kind, piece.start, upto, audio, options)
+
+    def _ended(self, number: int, kind: StepKind) -> tuple[Item, Piece] | None:
+        """Take note of the end of a decode; None if there is no such decode."""
+        found = self._pieces.get(number)
+        if found is None or found[1].running is not kind:
+            self.stale_outcomes += 1
+            return None
+        found[1].running = None
+        return found
 
     def _settle_piece(self, piece: Piece) -> None:
         """Close a piece whose final is known."""
