@@ -189,7 +189,9 @@ async def test_short_speech_does_not_change_the_sessions_language(
 async def test_an_answer_outlives_the_decode_that_should_have_changed_its_language(
     failure: EngineError | None, kind: StepKind
 ) -> None:
-    heard = await Script(("language Chinese<asr_text>是", True, 0.5), failure).stream(expected="en").step(noise(6), kind)
+    heard = (
+        await Script(("language Chinese<asr_text>是", True, 0.5), failure).stream(expected="en").step(noise(6), kind)
+    )
     assert heard
     assert (heard.text, heard.language) == ("是", "zh")
 
