@@ -67,7 +67,7 @@ def raises(error: Exception) -> Callable[[Request], str]:
 def start(monkeypatch: pytest.MonkeyPatch):
     async def started(core: RoutedCore) -> VllmEngine:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(vllm, "_load_core", lambda options, arguments: core)
+        monkeypatch.setattr(vllm, "_load_core", lambda options, arguments, start: core)
         engine = VllmEngine(EngineOptions("nowhere"))
         await engine.start()
         return engine
