@@ -328,6 +328,11 @@ class MeteredStream(FakeStream):
         return await super().step(audio, kind)
 
 
+async def push(live, audio):
+    await live.submit(AppendBytes(audio))
+    await live.room()
+
+
 def pushing(seconds, *, heard):
     """Tell whether the server reads on after so much audio, of which it has heard some pieces."""
 
@@ -336,16 +341,15 @@ def pushing(seconds, *, heard):
         async with Running(engine, decode_timeout_s=60, **overrides) as running:
             with running.services.open_session(MANUAL, print) as live:
                 session = asyncio.create_task(live.run())
-                await live.submit(AppendBytes(sound(seconds, 0.3)))
-                room = asyncio.create_task(live.room())
+                pushed = asyncio.create_task(push(live, sound(seconds, 0.3)))
                 async with asyncio.timeout(10):
                     await engine.asked[StepKind.FINAL].wait()
                 for _ in range(heard):
                     engine.permits.release()
-                done, _ = await asyncio.wait({room}, timeout=0.3)
-                reads_on = room in done
+                done, _ = await asyncio.wait({pushed}, timeout=0.3)
+                reads_on = pushed in done
                 live.end("test")
-                await asyncio.gather(session, room)
+                await asyncio.gather(session, pushed)
                 return reads_on
 
     return observe
