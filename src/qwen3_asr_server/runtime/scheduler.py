@@ -235,8 +235,9 @@ class StepScheduler:
                 self._wake.clear()
                 self._expire()
                 self._serve_urgent()
-                self._serve_partials()
-                self._alarm.set(self._next_deadline())
+                now = self._clock()
+                self._serve_partials(now)
+                self._alarm.set(self._next_deadline(now))
             self._alarm.cancel()
             for lane in list(self._lanes):
                 lane.detach()
@@ -266,21 +267,20 @@ class StepScheduler:
             if not step.dropped:
                 self._begin(step, self._engine)
 
-    def _serve_partials(self) -> None:
+    def _serve_partials(self, now: float) -> None:
         if self._engine is None:
             return
-        now = self._clock()
         for chosen in choose(self._waiting.values(), now, self._slots.slots - self._running[StepKind.PARTIAL]):
             del self._waiting[chosen.lane]
             decode = chosen.lane.source.pull(now)
             if decode is not None:
                 self._begin(self._new_step(chosen.lane, decode, max(chosen.due, chosen.offered)), self._engine)
 
-    def _next_deadline(self) -> float | None:
-        """Return when the loop must look again though nothing happens."""
+    def _next_deadline(self, now: float) -> float | None:
+        """Return when the loop must look again though nothing happens; `now` is when it looked at the partials."""
         deadlines = [step.queued_at + self._options.queue_timeout_s for *_, step in self._urgent]
         if self.is_open and self._running[StepKind.PARTIAL] < self._slots.slots:
-            due = next_due(self._waiting.values(), self._clock())
+            due = next_due(self._waiting.values(), now)
             deadlines += [] if due is None else [due]
         return min(deadlines, default=None)
 
