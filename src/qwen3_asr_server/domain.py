@@ -138,6 +138,9 @@ class StreamOptions:
     expected_language: str | None = None
     """What the session was in lately: a hint for speech that is too short to tell. Wire code; of no effect where a
     language is forced, or the engine does not know the expected one."""
+    session: int | None = None
+    """Which session speaks, by a number of this process: an engine with several servers keeps the pieces of a session
+    with one, where their context is cached. None: they go anywhere."""
 
 
 @dataclass(frozen=True, slots=True)

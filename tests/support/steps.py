@@ -24,6 +24,8 @@ class HeldEngine:
     begun: dict[StepKind, asyncio.Event] = field(default_factory=lambda: {kind: asyncio.Event() for kind in StepKind})
     opened: int = 0
     closed: int = 0
+    sessions: list[int | None] = field(default_factory=list)
+    """Whose the streams were."""
 
     @property
     def info(self) -> EngineInfo:
@@ -35,6 +37,7 @@ class HeldEngine:
 
     def open_stream(self, options: StreamOptions) -> "HeldStream":
         self.opened += 1
+        self.sessions.append(options.session)
         return HeldStream(self)
 
 

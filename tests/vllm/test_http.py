@@ -203,6 +203,28 @@ async def test_a_forced_language_and_a_context_travel(remote: VllmHttpEngine) ->
         assert heard.language == language
 
 
+async def test_a_session_stays_where_its_context_is_cached(remote: VllmHttpEngine, record_property: Record) -> None:
+    """Utterance by utterance, between those of another session."""
+    session = StreamOptions(context="light door " * 200)
+    places: list[tuple[int, int]] = []
+    cached = [remote.stats()["cached_tokens"]]
+    for _ in range(3):
+        streams = [remote.open_stream(replace(session, session=number)) for number in (1001, 1002)]
+        taken = [server.taken for server in remote.fleet.servers]
+        for place, stream in enumerate(streams):
+            await stream.step(spoken("en")[place].samples, StepKind.FINAL)
+            after = [server.taken for server in remote.fleet.servers]
+            places.append((place, [new - old for new, old in zip(after, taken, strict=True)].index(1)))
+            taken = after
+            await stream.close()
+        cached.append(remote.stats()["cached_tokens"])
+    assert len(set(places)) == 2, "each stayed with its own"
+    assert {server for _, server in places} == {0, 1}
+    first, *later = (int(tokens) for tokens in np.diff(cached))
+    record_property("figure", f"tokens of two utterances that were cached: {first}, then {later}")
+    assert all(tokens > first + 400 for tokens in later), "most of a context of 400 words, twice"
+
+
 @contextmanager
 def stopped(server: VllmServe) -> Iterator[None]:
     """Let it hang: it takes connections, and answers nothing."""

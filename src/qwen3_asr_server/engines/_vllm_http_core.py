@@ -54,11 +54,13 @@ class RemoteCore:
     Args:
         shared: servers and what is known of them.
         only: stay with this one, whatever happens and whatever is known of it.
+        session: whose stream it is, see `Fleet.choose`.
     """
 
-    def __init__(self, shared: Shared, only: Server | None = None) -> None:
+    def __init__(self, shared: Shared, only: Server | None = None, session: int | None = None) -> None:
         self._shared = shared
         self._only = only
+        self._session = session
         self._seat: Server | None = None
         self._left = False
 
@@ -155,7 +157,7 @@ class RemoteCore:
             return self._only
         if self._seat is not None and self._seat.up:
             return self._seat
-        found = self._shared.fleet.choose()
+        found = self._shared.fleet.choose(self._session)
         if self._seat is not None:
             self.counters.moved += found is not None
             self._seat.leave()

@@ -1,9 +1,11 @@
 """The servers behind the engine `vllm_http`: which of them work, and which one a new stream goes to.
 
-A stream stays where it began, because its windows are in that server's caches. Values and decisions only: `vllm_http`
+A stream stays where it began, because its windows are in that server's caches; so does a session, because of its
+context, unless its server has far more to do than another. Values and decisions only: `vllm_http`
 finds out how the servers are, `_vllm_http_core` takes seats and reports what failed.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +13,12 @@ from typing import Final
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 10.0
 """A server loads for a minute or so; it should not be idle much longer than that."""
+
+
+FAR_MORE: Final = 4
+"""A server has far more to do than another if it has more streams than twice the other's and these."""
+KNOWN_SESSIONS: Final = 4096
+"""Sessions whose server is remembered: those that spoke last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,11 +79,26 @@ class Fleet:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.servers = tuple(Server(number, url) for number, url in enumerate(urls, 1))
+        self._homes: OrderedDict[int, Server] = OrderedDict()
 
-    def choose(self) -> Server | None:
-        """Return the one with the fewest streams, among equals the one that was chosen least; None if none is up."""
+    def choose(self, session: int | None = None) -> Server | None:
+        """Return the server for a stream; None if none is up.
+
+        Args:
+            session: whose stream it is. The server of its last one, unless that is lost or has far more to do than
+                another; else the one with the fewest streams, among equals the one that was chosen least.
+        """
         able = [server for server in self.servers if server.up]
-        return min(able, key=lambda server: (server.streams, server.taken), default=None)
+        found = min(able, key=lambda server: (server.streams, server.taken), default=None)
+        if found is None or session is None:
+            return found
+        home = self._homes.pop(session, None)
+        if home is not None and home.up and home.streams <= 2 * found.streams + FAR_MORE:
+            found = home
+        self._homes[session] = found
+        if len(self._homes) > KNOWN_SESSIONS:
+            self._homes.popitem(last=False)
+        return found
 
     @property
     def up(self) -> int:

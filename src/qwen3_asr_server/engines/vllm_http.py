@@ -176,7 +176,7 @@ class VllmHttpEngine:
 
         assert self._shared is not None
         assert self._tools is not None
-        return RemoteStream(RemoteCore(self._shared, only), self._tools, options)
+        return RemoteStream(RemoteCore(self._shared, only, options.session), self._tools, options)
 
     # Servers
 

@@ -52,11 +52,18 @@ class LaneOwner(Protocol):
 
 
 class Lane:
-    """A session's way to the engine."""
+    """A session's way to the engine.
 
-    def __init__(self, owner: "LaneOwner", source: StepSource) -> None:
+    Args:
+        owner: the scheduler.
+        source: the session.
+        number: what the engine knows the session by.
+    """
+
+    def __init__(self, owner: "LaneOwner", source: StepSource, number: int) -> None:
         self._owner = owner
         self.source = source
+        self.number = number
         self.pieces: dict[int, Piece] = {}
 
     @property

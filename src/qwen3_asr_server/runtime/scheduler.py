@@ -85,6 +85,7 @@ class StepScheduler:
         self._waiting: dict[Lane, Waiting[Lane]] = {}
         self._urgent: list[tuple[int, int, Step]] = []
         self._order = itertools.count()
+        self._sessions = itertools.count()
         self._running = dict.fromkeys(StepKind, 0)
         self._closing = 0
         self._ready_at = clock()
@@ -155,7 +156,7 @@ class StepScheduler:
 
     def attach(self, source: StepSource) -> Lane:
         """Let a session in."""
-        lane = Lane(self, source)
+        lane = Lane(self, source, next(self._sessions))
         self._lanes.add(lane)
         return lane
 
@@ -300,7 +301,7 @@ class StepScheduler:
             self._slots.final_waited(waited_s, now)
             self._crowding.final_waited(step.lane, waited_s, now)
         if piece.stream is None:
-            opened = open_stream(engine, decode)
+            opened = open_stream(engine, decode, step.lane.number)
             if isinstance(opened, DecodeFailed):
                 self._answer(step, opened)
                 return

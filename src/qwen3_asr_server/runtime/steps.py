@@ -7,6 +7,7 @@ id that the log repeats. Knows no queues and no sessions; the step scheduler is 
 import asyncio
 import logging
 import uuid
+from dataclasses import replace
 from typing import Final
 
 from qwen3_asr_server.domain import SAMPLE_RATE, StepKind
@@ -19,10 +20,10 @@ _log = logging.getLogger(__name__)
 _DEADLINE_PER_AUDIO: Final = 0.5
 
 
-def open_stream(engine: Engine, decode: Decode) -> EngineStream | DecodeFailed:
-    """Begin the piece of a decode."""
+def open_stream(engine: Engine, decode: Decode, session: int) -> EngineStream | DecodeFailed:
+    """Begin the piece of a decode of a session, which has this number."""
     try:
-        return engine.open_stream(decode.options)
+        return engine.open_stream(replace(decode.options, session=session))
     except AsrServerError as error:
         return _failed(decode, error)
     except Exception:  # noqa: BLE001 - the boundary to engines

@@ -3,7 +3,7 @@
 import pytest
 
 from qwen3_asr_server.engines._base import EngineOptions, Limited
-from qwen3_asr_server.engines._vllm_http_servers import LONGEST_RETRY_S, Fleet, Server
+from qwen3_asr_server.engines._vllm_http_servers import FAR_MORE, KNOWN_SESSIONS, LONGEST_RETRY_S, Fleet, Server
 from qwen3_asr_server.engines.vllm_http import VllmHttpEngine, auto_reason
 from qwen3_asr_server.errors import EngineNotReady
 
@@ -62,6 +62,50 @@ def test_a_server_that_is_back_takes_what_comes_until_it_has_its_share(fleet: Fl
         seat(fleet)
     first.well()
     assert [seat(fleet).number for _ in range(2)] == [1, 1]
+
+
+def test_a_session_stays_with_its_server(fleet: Fleet) -> None:
+    homes = {session: fleet.choose(session) for session in range(6) if seat(fleet)}
+    assert set(homes.values()) == set(fleet.servers)
+    fleet.servers[0].take()  # has more to do than the others now, but not far more
+    assert {session: fleet.choose(session) for session in range(6)} == homes
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_session_leaves_a_server_that_has_far_more_to_do(fleet: Fleet, others: int) -> None:
+    home = fleet.choose(7)
+    assert home is not None
+    for server in fleet.servers:
+        server.streams = others
+    home.streams = 2 * others + FAR_MORE
+    assert fleet.choose(7) is home
+    home.take()
+    new = fleet.choose(7)
+    assert new is not home
+    home.streams = others
+    assert fleet.choose(7) is new
+
+
+def test_a_session_whose_server_is_lost_finds_another_home(fleet: Fleet) -> None:
+    home = fleet.choose(7)
+    assert home is not None
+    home.lost("does not answer")
+    new = fleet.choose(7)
+    home.well()
+    assert new is not home
+    assert fleet.choose(7) is new
+
+
+def test_only_the_sessions_that_spoke_last_are_remembered(fleet: Fleet) -> None:
+    home = fleet.choose(0)
+    assert home is not None
+    home.take()
+    for session in range(1, KNOWN_SESSIONS):
+        fleet.choose(session)
+    assert fleet.choose(0) is home
+    for session in range(KNOWN_SESSIONS):
+        fleet.choose(KNOWN_SESSIONS + session)
+    assert fleet.choose(0) is not home
 
 
 def test_no_server_is_up_before_it_was_greeted() -> None:

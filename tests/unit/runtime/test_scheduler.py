@@ -225,6 +225,20 @@ async def test_steps_of_a_piece_share_a_stream_until_it_is_released():
         speaker.lane.release(1)  # a second release is harmless
 
 
+@virtual_time
+async def test_an_engine_can_tell_whose_pieces_it_gets():
+    engine = HeldEngine()
+    async with scheduling(engine) as scheduler:
+        speakers = [attach(scheduler, number, speaking=False) for number in range(3)]
+        for piece in range(2):
+            for speaker in speakers:
+                speaker.lane.submit(decode(FINAL, piece))
+        await asyncio.sleep(1)
+    first, second = engine.sessions[:3], engine.sessions[3:]
+    assert first == second
+    assert len({*first} - {None}) == 3
+
+
 @pytest.mark.parametrize("when_s", [0.0, 0.05], ids=["before it runs", "in its middle"])
 def test_a_released_step_is_cancelled_and_not_delivered(when_s):
     @virtual_time
