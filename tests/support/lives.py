@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
@@ -54,6 +54,30 @@ class MortalEngine(FakeEngine):
 
     def stats(self) -> dict[str, int]:
         return {"starts": self.starts}
+
+
+@dataclass
+class Company:
+    """A companion of engines: there before any of them, and as long as any is."""
+
+    engines: Iterable[MortalEngine]
+    start_failures: deque[Exception] = field(default_factory=deque)
+    up: bool = False
+    starts: int = 0
+
+    async def start(self) -> None:
+        if self.up:
+            return
+        assert not any(engine.up for engine in self.engines)
+        self.starts += 1
+        await asyncio.sleep(0)
+        if self.start_failures:
+            raise self.start_failures.popleft()
+        self.up = True
+
+    async def stop(self) -> None:
+        assert not any(engine.up for engine in self.engines)
+        self.up = False
 
 
 @dataclass

@@ -44,7 +44,7 @@ class AlignerDesk:
         self._running: dict[tuple[Deliver, int], asyncio.Task[None]] = {}
         self._restart: asyncio.Task[None] | None = None
         self._backoff = Backoff()
-        self._stopping = False
+        self._open = False
 
     @property
     def model(self) -> str:
@@ -52,22 +52,26 @@ class AlignerDesk:
         return self._aligner.model
 
     async def start(self) -> None:
-        """Load the aligner.
+        """Load the aligner; does nothing where it is loaded, or being started again.
 
         Raises:
             EngineError: with a reason a user can act upon.
         """
+        if self._open:
+            return
         await self._aligner.start()
         self._backoff.runs(self._clock())
+        self._open = True
 
     async def stop(self) -> None:
         """Give up what runs and release everything. Safe to call twice, or without `start`."""
-        self._stopping = True
+        self._open = False
         tasks = {*self._running.values(), *([self._restart] if self._restart else [])}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._restart = None
         await self._aligner.stop()
 
     def submit(self, job: Align, deliver: Deliver) -> None:
@@ -76,7 +80,7 @@ class AlignerDesk:
         earlier = self._running.pop(key, None)
         if earlier is not None:
             earlier.cancel()
-        if self._stopping or self._restart is not None or len(self._running) >= MAX_REQUESTS:
+        if not self._open or self._restart is not None or len(self._running) >= MAX_REQUESTS:
             self._metrics.alignments.labels("refused").inc()
             deliver(Aligned(job.piece, job.upto, ()))
             return
@@ -107,7 +111,7 @@ class AlignerDesk:
             result = "placed" if words else "unsupported"
             self._metrics.align_seconds.observe(self._clock() - began)
         self._metrics.alignments.labels(result).inc()
-        if self._aligner.dead and self._restart is None and not self._stopping:
+        if self._aligner.dead and self._restart is None and self._open:
             self._restart = asyncio.create_task(self._start_again(), name="restart the aligner")
         deliver(Aligned(job.piece, job.upto, words))
 

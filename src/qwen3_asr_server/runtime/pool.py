@@ -8,7 +8,8 @@
 A load that is given up is unloading, too. At most one engine is started at a time. Sessions lease a model, which makes
 it *wanted*; an operator or time may make it unwanted while nobody has a lease. One task, `_run`, brings about what is
 wanted, one transition after the other, and looks anew after each: so whatever is asked for in mid-transition has its
-effect after it, and nothing overlaps.
+effect after it, and nothing overlaps. A companion, the forced aligner, comes before an engine and goes after it; it
+survives only the engine's death.
 
 Tells the step scheduler whether there is an engine. Knows no settings and no sessions; called by the services.
 """
@@ -80,6 +81,22 @@ class EngineUser(Protocol):
         ...
 
 
+class Companion(Protocol):
+    """What is started before an engine and stopped after it."""
+
+    async def start(self) -> None:
+        """Be there; does nothing where it is already.
+
+        Raises:
+            EngineError: with a reason a user can act upon.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Release everything. Safe to call twice, or without `start`."""
+        ...
+
+
 class Pool:
     """Keep at most one of several engines started.
 
@@ -89,6 +106,7 @@ class Pool:
         metrics: where starts and deaths are noted.
         clock: seconds, monotonic, at the rate of the event loop's clock.
         on_death: called when the pool itself has failed: no engine would be started any more.
+        companion: of whichever engine is started; how much memory that may have depends on it.
 
     Attributes:
         leases: who uses what is loaded. `lease` is the way to get one.
@@ -101,12 +119,14 @@ class Pool:
         metrics: Metrics,
         clock: Clock,
         on_death: Callable[[], None] = lambda: None,
+        companion: Companion | None = None,
     ) -> None:
         self._engines = dict(engines)
         self._options = options
         self._metrics = metrics
         self._clock = clock
         self._on_death = on_death
+        self._companion = companion
         self._user: EngineUser | None = None
         self._runner: asyncio.Task[None] | None = None
         self._changes = Changes()
@@ -210,6 +230,7 @@ class Pool:
             runner.cancel()
         if self._held is not None:  # the task has failed, or was given up
             await self._stop(self._engines[self._held])
+        await self._dismiss()
 
     @property
     def _kept(self) -> bool:
@@ -244,7 +265,7 @@ class Pool:
         if self._backoff.attempt:
             await self._changes.until_or(lambda: self._wanted != model, self._retry_at - self._clock())
             if self._wanted != model:
-                self._rest()
+                await self._rest()
                 return
         else:
             user.engine_gone(EngineNotReady("The engine is loading."))  # there is hope again, after a failure
@@ -257,7 +278,7 @@ class Pool:
             await self._stop(engine)
             self._held = None
             self._unloads += 1
-            self._not_started(model, error, user)
+            await self._not_started(model, error, user)
             return
         now = self._clock()
         self._metrics.engine_load_seconds.observe(now - began)
@@ -270,7 +291,7 @@ class Pool:
     async def _start_while_wanted(self, engine: Engine, model: str) -> tuple[bool, EngineError | None]:
         """Start an engine, or give up as soon as something else is wanted; tell whether it runs, and if not, why."""
         async with asyncio.TaskGroup() as group:
-            starting = group.create_task(_start(engine))
+            starting = group.create_task(self._start(engine))
             starting.add_done_callback(lambda _: self._changes.tell())
             await self._changes.until(lambda: starting.done() or self._wanted != model)
             if not starting.done():
@@ -281,10 +302,11 @@ class Pool:
         error = starting.result()
         return error is None, error
 
-    def _not_started(self, model: str, error: EngineError | None, user: EngineUser) -> None:
+    async def _not_started(self, model: str, error: EngineError | None, user: EngineUser) -> None:
         if error is None or self._wanted != model:
-            self._rest()
+            await self._rest()
             return
+        await self._dismiss()
         self._failure = error
         if self._backoff.attempt:
             now = self._clock()
@@ -306,7 +328,7 @@ class Pool:
         if restart and self._wanted == model:
             self._changes.tell()
         else:
-            self._rest()
+            await self._rest()
 
     async def _watch(self) -> None:
         await self._changes.until_or(lambda: self._held != self._wanted or self._lost, self._options.watch_s)
@@ -316,15 +338,34 @@ class Pool:
             _log.info("the engine is unloaded, as nobody uses it", extra={"model": self._held})
             self._wanted = None
 
-    async def _stop(self, engine: Engine) -> None:
+    async def _start(self, engine: Engine) -> EngineError | None:
+        """Start an engine; return why it did not."""
+        try:
+            if self._companion is not None:
+                await self._companion.start()
+            await engine.start()
+        except EngineError as error:
+            _log.error("the engine could not be loaded: %s", error.message)
+            return error
+        except Exception:  # noqa: BLE001 - the boundary to engines
+            _log.exception("the engine could not be loaded")
+            return EngineNotReady("The engine could not be loaded.")
+        return None
+
+    async def _stop(self, ending: Engine | Companion) -> None:
         try:
             async with asyncio.timeout(self._options.stop_timeout_s):
-                await engine.stop()
+                await ending.stop()
         except Exception:  # noqa: BLE001 - the boundary to engines
             _log.exception("an engine did not stop as it should")
 
-    def _rest(self) -> None:
-        """Have no engine, and no failure to make good."""
+    async def _dismiss(self) -> None:
+        if self._companion is not None:
+            await self._stop(self._companion)
+
+    async def _rest(self) -> None:
+        """Have no engine, no companion, and no failure to make good."""
+        await self._dismiss()
         self._backoff.forget()
         self._enter("unloaded")
 
@@ -332,16 +373,3 @@ class Pool:
         if phase != self._phase:
             self._phase, self._phase_since = phase, self._clock()
         self._changes.tell()
-
-
-async def _start(engine: Engine) -> EngineError | None:
-    """Start an engine; return why it did not."""
-    try:
-        await engine.start()
-    except EngineError as error:
-        _log.error("the engine could not be loaded: %s", error.message)
-        return error
-    except Exception:  # noqa: BLE001 - the boundary to engines
-        _log.exception("the engine could not be loaded")
-        return EngineNotReady("The engine could not be loaded.")
-    return None

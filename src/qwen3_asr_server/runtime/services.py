@@ -96,7 +96,7 @@ class Services:
         self.aligner = self._aligner_desk(aligner)
         self.models = ModelNames({name: engine.info for name, engine in self._engines.items()})
         idle_unload_s = settings.idle_unload_s if self._lazy else 0.0
-        self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died)
+        self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died, self.aligner)
         self.admission = Admission(settings.max_sessions, settings.max_sessions_per_key)
         self.outbox_options = OutboxOptions(settings.outbox_messages, settings.send_timeout_s)
         self.metrics.sessions_open.set_function(lambda: self.admission.in_use)
@@ -152,8 +152,6 @@ class Services:
         try:
             if self._vad is None:
                 self._vad = await asyncio.to_thread(load_vad)
-            if self.aligner is not None:
-                await self.aligner.start()  # first: how much memory the engine may have depends on it
             self._workers = self._start_workers(self._vad)
             self.pool.start(self._workers.scheduler)
             if not self._lazy:
@@ -175,8 +173,6 @@ class Services:
             await workers.scheduler.stop()
             workers.vad.stop()
         await self.pool.stop()
-        if self.aligner is not None:
-            await self.aligner.stop()
         if self.state != "failed":
             self.state = "stopped"
 

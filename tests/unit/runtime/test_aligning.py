@@ -178,6 +178,25 @@ async def test_stopping_ends_a_restart_that_does_not_succeed():
         await asyncio.sleep(60)
 
 
+@virtual_time
+async def test_a_desk_that_was_stopped_can_be_started_again():
+    async with Desk(failure=EngineCrashed("gone")) as desk:
+        desk.aligner.dead, desk.aligner.refused_starts = True, 1000
+        desk.ask()
+        await asyncio.sleep(10)
+        await desk.desk.stop()
+        desk.ask(piece=1)
+        assert desk.count("refused") == 1
+        desk.aligner.failure, desk.aligner.refused_starts = None, 0
+        await desk.desk.start()
+        starts = desk.aligner.starts
+        await desk.desk.start()
+        assert desk.aligner.starts == starts, "it was there"
+        desk.ask(piece=2)
+        await asyncio.sleep(1)
+        assert desk.told[-1].words
+
+
 # In the server
 
 
@@ -224,6 +243,20 @@ async def test_an_engine_with_word_times_needs_no_aligner():
     await running.start()
     assert running.aligner is None
     assert aligner.starts == 0
+    await running.stop()
+
+
+async def test_an_aligner_is_loaded_and_unloaded_with_the_model():
+    aligner = FakeAligner()
+    running = services(aligner, model_loading="lazy")
+    await running.start()
+    assert aligner.starts == 0
+    for starts in (1, 2):
+        (final,) = await finals_of(running, SessionConfig(words=True))
+        assert final.words
+        assert (aligner.starts, aligner.running) == (starts, True)
+        assert await running.pool.release()
+        assert not aligner.running
     await running.stop()
 
 

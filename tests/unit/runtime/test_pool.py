@@ -11,7 +11,7 @@ from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Refused
 from qwen3_asr_server.runtime.pool import Pool, PoolOptions
 from support.clock import clock, settle, virtual_time
-from support.lives import MortalEngine, User
+from support.lives import Company, MortalEngine, User
 
 LOAD_S, STOP_S = 40.0, 5.0
 
@@ -27,7 +27,8 @@ class Stage:
         self.a, self.b = self.engines.values()
         self.user, self.metrics = User(), Metrics()
         self.died = False
-        self.pool = Pool(self.engines, PoolOptions(**options), self.metrics, clock, self._died)
+        self.company = Company(self.engines.values())
+        self.pool = Pool(self.engines, PoolOptions(**options), self.metrics, clock, self._died, self.company)
         self.leases = {"a": 0, "b": 0}
         self.stopping = False
 
@@ -53,6 +54,7 @@ class Stage:
 
     def _alone(self, engine):
         assert not any(other.up for other in self.engines.values()), "two engines at once"
+        assert self.company.up
 
     def _not_in_use(self, engine):
         in_use = engine.running and not engine.dead and self.leases[engine.name]
@@ -70,7 +72,7 @@ async def staged(**options):
     finally:
         stage.stopping = True
         await stage.pool.stop()
-    assert not any(engine.up for engine in stage.engines.values())
+    assert not any(one.up for one in (*stage.engines.values(), stage.company))
     assert not stage.died
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -129,6 +131,32 @@ async def test_a_first_load_that_fails_is_tried_again_by_the_next(failure, told)
             await asyncio.sleep(LOAD_S)
             assert stage.user.engine is stage.a
             assert stage.pool.status().last_error is None
+
+
+@virtual_time
+async def test_an_engine_is_not_loaded_without_its_companion():
+    async with staged() as stage:
+        stage.company.start_failures.append(EngineNotReady("no aligner"))
+        with pytest.raises(EngineNotReady, match="no aligner"):
+            await stage.pool.load()
+        assert stage.a.starts == 0
+        with stage.lease():
+            await asyncio.sleep(LOAD_S + 1)
+            assert (stage.a.starts, stage.company.starts) == (1, 2)
+
+
+@virtual_time
+async def test_a_companion_goes_with_what_is_unloaded_and_stays_when_it_dies():
+    async with staged() as stage:
+        await stage.pool.load()
+        assert await stage.pool.release()
+        assert not stage.company.up
+        with stage.lease("b"):
+            await asyncio.sleep(LOAD_S + 1)
+            assert stage.company.starts == 2
+            stage.b.dead = True
+            await asyncio.sleep(2 * LOAD_S)
+            assert (stage.b.starts, stage.company.starts) == (2, 2)
 
 
 # Death and restart
