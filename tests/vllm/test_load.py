@@ -294,4 +294,9 @@ async def test_a_worker_that_dies_while_nothing_runs_is_missed(small: VllmEngine
 def kill(name: str, how: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to the newest of vLLM's processes of this name."""
     titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in descendants(os.getpid())}
-    os.kill(max(pid for pid, title in titles.items() if name in title), how)
+    os.kill(max((pid for pid, title in titles.items() if name in title), key=_began), how)
+
+
+def _began(pid: int) -> int:
+    """Return when a process was started; the numbers of processes begin anew some day."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
