@@ -1,8 +1,8 @@
 """The servers behind the engine `vllm_http`: which of them work, and which one a new stream goes to.
 
 A stream stays where it began, because its windows are in that server's caches; so does a session, because of its
-context, unless its server has far more to do than another. Values and decisions only: `vllm_http`
-finds out how the servers are, `_vllm_http_core` takes seats and reports what failed.
+context, unless its server has far more to do than another. Values and decisions only: `vllm_http` finds out how the
+servers are, `_vllm_http_core` takes seats and reports what failed.
 """
 
 from collections import OrderedDict
@@ -13,8 +13,6 @@ from typing import Final
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 10.0
 """A server loads for a minute or so; it should not be idle much longer than that."""
-
-
 FAR_MORE: Final = 4
 """A server has far more to do than another if it has more streams than twice the other's and these."""
 KNOWN_SESSIONS: Final = 4096

@@ -75,7 +75,7 @@ class AlignerDesk:
         await self._aligner.stop()
 
     def submit(self, job: Align, deliver: Deliver) -> None:
-        """Place words; `deliver` is told in any case, unless a later job of the same piece replaces this one."""
+        """Place words; `deliver` is told, unless a later job of the same piece replaces this one or the desk stops."""
         key = (deliver, job.piece)
         earlier = self._running.pop(key, None)
         if earlier is not None:
