@@ -9,7 +9,11 @@
     │   ├── UnknownModel
     │   ├── Unauthorized
     │   ├── Forbidden            a page from an origin that is not allowed
-    │   └── TooLarge             a message or upload over its limit
+    │   ├── TooLarge             a message or upload over its limit
+    │   │   └── TooLong          more audio in a file than its limit
+    │   ├── MediaError           a file that cannot be read: empty, no audio, unknown format, damaged
+    │   ├── SourceRefused        an address or a path that this server does not read from
+    │   └── SourceUnreachable    an address or a path with nothing to read, or not in time
     ├── Overloaded               come back later
     │   └── ShuttingDown         the server is going away
     ├── IdleTimeout              the peer has been silent for too long
@@ -78,6 +82,31 @@ class Forbidden(ClientError):
 
 class TooLarge(ClientError):
     """Over a size limit."""
+
+
+class TooLong(TooLarge):
+    """More audio in a file than its limit."""
+
+
+class MediaError(ClientError):
+    """A file cannot be read: it is empty, holds no audio, is of an unknown format, or is damaged."""
+
+
+class SourceRefused(ClientError):
+    """The server does not read from this address or path."""
+
+
+class SourceUnreachable(ClientError):
+    """Nothing can be read from this address or path, or not in time.
+
+    Args:
+        message: safe to show to a client.
+        status: of the HTTP answer, where one came.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Overloaded(AsrServerError):
