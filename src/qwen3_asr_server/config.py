@@ -155,6 +155,20 @@ class Settings(BaseSettings):
     shutdown_timeout_s: float = Field(20, gt=0)
     """On SIGTERM: how long live sessions may take to get their finals, in seconds."""
 
+    # Recordings
+    max_upload_bytes: int = Field(2 * 1024**3, ge=1024)
+    """Largest recording, whether sent, fetched or read from a folder of this machine, in bytes."""
+    max_recording_s: float = Field(43200, gt=0)
+    """Longest recording, in seconds."""
+    fetch_trusted_networks: CommaList = []
+    """Networks that recordings are fetched from (`http://…`) although they are not public: `10.1.0.0/16,127.0.0.1`,
+    comma-separated. All other private, loopback, link-local and reserved addresses are refused."""
+    fetch_timeout_s: float = Field(1800, gt=0)
+    """Longest download of a recording, in seconds."""
+    recording_folders: CommaList = []
+    """Folders of this machine that clients may name recordings in, absolute and comma-separated. Links below them
+    are not followed. Empty: clients can name none."""
+
     # Wire
     emotion: str = "neutral"
     """What to answer where the protocol wants an emotion; the open weights give none. Empty leaves it out."""
@@ -173,6 +187,8 @@ class Settings(BaseSettings):
                 f"Everyone who reaches {self.server_host}:{self.server_port} may use this server: "
                 "API_KEYS is empty. Set it, or SERVER_HOST=127.0.0.1."
             )
+        if "/" in self.recording_folders:
+            found.append("RECORDING_FOLDERS=/ lets clients have every file of this machine transcribed.")
         if "*" in self.allowed_origins:
             found.append("ALLOWED_ORIGINS=* lets every web page that a user opens talk to this server.")
         if self.log_transcripts:
@@ -189,7 +205,15 @@ class Settings(BaseSettings):
         if self.model_dtype == "half" and engine in READERS["model_dtype"]:
             yield "MODEL_DTYPE=half cannot hold all values of weights in bf16, which may spoil the text. Use auto."
 
-    @field_validator("api_keys", "allowed_origins", "vllm_urls", "qwen3_asr_other_models", mode="before")
+    @field_validator(
+        "api_keys",
+        "allowed_origins",
+        "vllm_urls",
+        "qwen3_asr_other_models",
+        "fetch_trusted_networks",
+        "recording_folders",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object, field: ValidationInfo) -> object:
         if not isinstance(value, str):
@@ -208,6 +232,18 @@ class Settings(BaseSettings):
         if len(set(found)) < len(found):
             raise ValueError("names a server twice")
         return found
+
+    @field_validator("fetch_trusted_networks", mode="after")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        return [str(ipaddress.ip_network(network)) for network in value]
+
+    @field_validator("recording_folders", mode="after")
+    @classmethod
+    def _absolute(cls, value: list[str]) -> list[str]:
+        if not all(folder.startswith("/") and ".." not in folder.split("/") for folder in value):
+            raise ValueError("each is an absolute path without `..`")
+        return value
 
     @field_validator("log_level", "log_format", "model_loading", "model_dtype", "model_hub", mode="before")
     @classmethod

@@ -204,7 +204,10 @@ def open_media(path: Path, limits: MediaLimits, *, split_channels: bool = False)
 
 def _open_file(path: Path, max_bytes: int) -> int:
     # Without O_NONBLOCK opening a named pipe would wait for its writer.
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        raise MediaError("The file cannot be opened.") from None
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):

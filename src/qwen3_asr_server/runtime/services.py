@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Final, Literal
 
 from qwen3_asr_server.config import READERS, Settings
@@ -25,14 +27,17 @@ from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine, Engi
 from qwen3_asr_server.errors import AsrServerError, InternalError, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
+from qwen3_asr_server.runtime._download import WebLimits
 from qwen3_asr_server.runtime.admission import Admission, Refused
 from qwen3_asr_server.runtime.alarm import Clock
 from qwen3_asr_server.runtime.aligning import AlignerDesk
 from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
+from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.models import ModelNames, build_engines, named_paths
 from qwen3_asr_server.runtime.outbox import OutboxOptions
 from qwen3_asr_server.runtime.pool import Pool, PoolOptions, PoolStatus
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
+from qwen3_asr_server.runtime.sources import SourceLimits
 from qwen3_asr_server.runtime.telemetry import Latencies
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.vad import load_vad
@@ -351,6 +356,21 @@ def _steps_at_once(info: EngineInfo) -> int:
     slower, and its deadline counts while it works.
     """
     return _BATCHED_STEPS if info.max_streams is None else min(info.max_streams, os.cpu_count() or 1)
+
+
+def media_limits(settings: Settings) -> MediaLimits:
+    """Return what one recording may cost."""
+    return MediaLimits(max_bytes=settings.max_upload_bytes, max_audio_s=settings.max_recording_s)
+
+
+def source_limits(settings: Settings) -> SourceLimits:
+    """Return what fetching a recording may cost, and where it may come from."""
+    networks = tuple(ip_network(network) for network in settings.fetch_trusted_networks)
+    return SourceLimits(
+        max_bytes=settings.max_upload_bytes,
+        web=WebLimits(total_s=settings.fetch_timeout_s, trusted_networks=networks),
+        roots=tuple(Path(folder) for folder in settings.recording_folders),
+    )
 
 
 def _engines(settings: Settings) -> dict[str, Engine]:
