@@ -73,7 +73,7 @@ def write_media(path: Path, kind: Kind, samples: Samples, *, leap_at_s: float = 
         stream = container.add_stream(kind.codec, rate=kind.rate, layout=_LAYOUTS[kind.channels])
         stream.bit_rate = 12_200 if "amr" in kind.codec else 64_000 * kind.channels
         if kind.video:
-            _write_video(container, len(samples) / kind.rate + leap_s)
+            _write_video(container, len(samples) / kind.rate)
         sample_format = stream.codec_context.format or av.AudioFormat("s16")
         resampler = av.AudioResampler(sample_format, _LAYOUTS[kind.channels], kind.rate)
         for at in range(0, len(samples), _FRAME):

@@ -117,7 +117,7 @@ class Track:
         if frame.time is None:
             return 0.0
         ahead_s: float = frame.time - self._start_s - self._heard_s
-        if abs(ahead_s) <= GAP_S:
+        if abs(ahead_s) <= (GAP_S if self._heard_s else 0):
             return 0.0
         if 0 < ahead_s <= LONGEST_GAP_S:
             return ahead_s
