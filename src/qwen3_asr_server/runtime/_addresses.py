@@ -10,6 +10,7 @@ It knows no URL and no HTTP. Used by `sources`.
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -79,6 +80,8 @@ async def resolve(host: str, port: int) -> Sequence[Address]:
     Raises:
         OSError: there are none.
     """
+    with suppress(ValueError):
+        return [ip_address(host)]
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ip_address(address[0]) for _, _, _, _, address in found))
 

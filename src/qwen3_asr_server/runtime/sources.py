@@ -78,12 +78,12 @@ def source_of(text: str) -> Source:
     Raises:
         InvalidValue: it is none of them.
     """
-    scheme = text[:8].partition(":")[0].lower()
-    if scheme == "data":
+    start = text[:8].lower()
+    if start.startswith("data:"):
         return DataUrl(text)
-    if scheme in ("http", "https"):
+    if start.startswith(("http://", "https://")):
         return WebUrl(text)
-    if scheme == "file":
+    if start.startswith("file://"):
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
             raise InvalidValue("A file:// URL names a path on this server, and no host.")
