@@ -214,3 +214,22 @@ def test_a_stale_file_is_noticed(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "stale: .env.example" in result.stderr
     assert not (tmp_path / ".env.example").exists()
+
+
+def test_networks_to_fetch_from_are_networks() -> None:
+    settings = Settings(fetch_trusted_networks="127.0.0.1, 10.1.0.0/16,fd00::/8")  # type: ignore[arg-type]
+    assert settings.fetch_trusted_networks == ["127.0.0.1/32", "10.1.0.0/16", "fd00::/8"]
+    with pytest.raises(ValidationError):
+        Settings(fetch_trusted_networks=["example.com"])
+
+
+@pytest.mark.parametrize("folder", ["recordings", "./recordings", "/data/../etc", "~/recordings"])
+def test_folders_of_recordings_are_absolute(folder: str) -> None:
+    assert Settings(recording_folders="/data,/srv/calls").recording_folders == ["/data", "/srv/calls"]  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        Settings(recording_folders=[folder])
+
+
+def test_the_whole_machine_as_recordings_is_worth_a_warning() -> None:
+    assert any("RECORDING_FOLDERS" in warning for warning in Settings(recording_folders=["/"]).warnings())
+    assert not any("RECORDING_FOLDERS" in warning for warning in Settings(recording_folders=["/data"]).warnings())

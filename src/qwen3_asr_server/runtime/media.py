@@ -16,11 +16,11 @@ import signal
 import stat
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import BinaryIO, Final, NoReturn, Self
 
 import numpy as np
 
@@ -116,6 +116,8 @@ class MediaReader:
                     yield np.frombuffer(body, np.float32).reshape(self.channels, -1)
                 case Ended(cut_short):
                     self.cut_short = cut_short
+                    if cut_short:
+                        _log.info("a file broke off before its end; what was there has been decoded")
                     return
                 case Fault() as fault:
                     raise _error(fault, self._limits)
@@ -134,9 +136,7 @@ class MediaReader:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         # One thread is all it may use; each further one would take address space.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        with ExitStack() as stack:
-            file = await asyncio.to_thread(_open_file, self._path, self._limits.max_bytes)
-            stack.callback(os.close, file)
+        with await asyncio.to_thread(_opened, self._path, self._limits.max_bytes) as file:
             # A session of its own: Ctrl-C in the terminal is for the server.
             self._process = await asyncio.create_subprocess_exec(
                 *WORKER,
@@ -202,23 +202,26 @@ def open_media(path: Path, limits: MediaLimits, *, split_channels: bool = False)
     return MediaReader(path, limits, split_channels=split_channels)
 
 
-def _open_file(path: Path, max_bytes: int) -> int:
-    # Without O_NONBLOCK opening a named pipe would wait for its writer.
+def _opened(path: Path, max_bytes: int) -> BinaryIO:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Without O_NONBLOCK opening a named pipe would wait for its writer.
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise MediaError("The file cannot be opened.") from None
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        raise MediaError("This is no file.")
+    # An object and no number, so that it is closed also when nobody waits for it any more.
+    file = os.fdopen(number, "rb", buffering=0)
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            raise MediaError("This is no file.")
         if found.st_size == 0:
             raise MediaError("The file is empty.")
         if found.st_size > max_bytes:
             raise TooLarge(f"The file is larger than {max_bytes} bytes.")
-        os.lseek(file, 0, os.SEEK_SET)
+        file.seek(0)
     except BaseException:
-        os.close(file)
+        file.close()
         raise
     return file
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final, assert_never
+from typing import IO, BinaryIO, Final, assert_never
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from qwen3_asr_server.errors import IdleTimeout, InvalidValue, Overloaded, SourceRefused, SourceUnreachable, TooLarge
@@ -107,8 +107,8 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         Overloaded: there is no room to store it.
     """
     if isinstance(source, ServerPath):
-        async with _opened(source.path, limits.roots) as file:
-            yield Path(f"/dev/fd/{file}")
+        with await asyncio.to_thread(_opened, source.path, limits) as file:
+            yield Path(f"/dev/fd/{file.fileno()}")
         return
     with _room_needed():
         stored = await asyncio.to_thread(tempfile.TemporaryFile)
@@ -157,7 +157,7 @@ class _Store:
     def demand_room(self, size_bytes: int) -> None:
         """Raise unless so much more may come."""
         if size_bytes > self._left_bytes:
-            raise TooLarge(f"The file is larger than {self._max_bytes} bytes.")
+            raise _too_large(self._max_bytes)
 
 
 @contextmanager
@@ -206,17 +206,23 @@ def _plain_base64(text: str) -> str:
     return plain + "=" * (-len(plain) % 4)
 
 
-@asynccontextmanager
-async def _opened(path: str, roots: tuple[Path, ...]) -> AsyncIterator[int]:
-    file = await asyncio.to_thread(_open_below, path, roots)
-    try:
-        yield file
-    finally:
-        os.close(file)
+def _opened(path: str, limits: SourceLimits) -> BinaryIO:
+    """Open a file under a root."""
+    number = _open_below(path, limits.roots)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        raise SourceRefused("This path is no file.")
+    # An object and no number, so that it is closed also when nobody waits for it any more.
+    file = os.fdopen(number, "rb", buffering=0)
+    if found.st_size > limits.max_bytes:
+        file.close()
+        raise _too_large(limits.max_bytes)
+    return file
 
 
 def _open_below(path: str, roots: tuple[Path, ...]) -> int:
-    """Open a file under a root without following any link below the root, and return its descriptor."""
+    """Open a path under a root without following any link below the root, and return its descriptor."""
     parts = Path(path).parts
     root = next((root for root in roots if parts[: len(root.parts)] == root.parts), None)
     if root is None or ".." in parts or "\0" in path:
@@ -230,7 +236,7 @@ def _open_below(path: str, roots: tuple[Path, ...]) -> int:
             folder = os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
             os.close(above)
         # Without O_NONBLOCK opening a named pipe would wait for its writer.
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         raise SourceUnreachable("There is no such file on the server.", status=404) from None
     except OSError:
@@ -238,7 +244,7 @@ def _open_below(path: str, roots: tuple[Path, ...]) -> int:
     finally:
         if folder >= 0:
             os.close(folder)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise SourceRefused("This path is no file.")
-    return file
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The file is larger than {max_bytes} bytes.")

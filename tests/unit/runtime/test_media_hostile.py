@@ -253,21 +253,24 @@ SEEDS = ("wav", "mp3", "m4a", "flac", "ogg-opus", "webm", "amr", "mp4-video")
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with short recordings."""
     folder = tmp_path_factory.mktemp("seeds")
-    return {name: recording(folder / name, name, 0.5).read_bytes() for name in SEEDS}
+    for name in SEEDS:
+        recording(folder / name, name, 0.5)
+    return folder
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(SEEDS),
     changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=12),
     length=st.one_of(st.just(1.0), st.floats(0, 1)),
 )
 def test_damaged_files_give_audio_or_a_reason(
-    name: str, changes: list[tuple[float, bytes]], length: float, seeds: dict[str, bytes], tmp_path: Path
+    name: str, changes: list[tuple[float, bytes]], length: float, seeds: Path, tmp_path: Path
 ) -> None:
-    data = bytearray(seeds[name])
+    data = bytearray((seeds / name).read_bytes())
     for place, value in changes:
         at = int(place * len(data))
         data[at : at + len(value)] = value
@@ -280,7 +283,7 @@ def test_damaged_files_give_audio_or_a_reason(
         assert audio.dtype == np.float32
         assert len(audio) == media.channels
         assert np.isfinite(audio).all()
-        assert np.abs(audio, initial=0).max(initial=0) <= 1
+        assert np.abs(audio).max(initial=0) <= 1
     assert not child_processes()
 
 

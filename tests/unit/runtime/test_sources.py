@@ -385,6 +385,11 @@ async def test_a_missing_file_under_a_root_is_unreachable(root: Path) -> None:
         await bytes_of(ServerPath(f"{root}/b.wav"), replace(LIMITS, roots=(root,)))
 
 
+async def test_a_file_over_the_limit_is_refused(root: Path) -> None:
+    with pytest.raises(TooLarge):
+        await bytes_of(ServerPath(f"{root}/a.wav"), replace(LIMITS, roots=(root,), max_bytes=len(CONTENT) - 1))
+
+
 async def test_what_was_checked_is_what_is_read(root: Path) -> None:
     async with fetched(ServerPath(f"{root}/a.wav"), replace(LIMITS, roots=(root,))) as path:
         (root / "a.wav").unlink()
