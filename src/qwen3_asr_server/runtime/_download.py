@@ -102,9 +102,9 @@ async def _fetch(
 def _parsed(text: str | httpx.URL) -> httpx.URL:
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeEncodeError):
         raise InvalidValue("The URL cannot be read.") from None
-    if url.scheme not in ("http", "https") or not url.raw_host:
+    if url.scheme not in ("http", "https") or not url.raw_host or (url.port or 0) > 65535:
         raise InvalidValue("The URL is not http:// or https:// with a host.")
     if url.userinfo:
         raise SourceRefused("URLs with a user name or a password are not fetched.")

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, Final, assert_never
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 
 from qwen3_asr_server.errors import IdleTimeout, InvalidValue, Overloaded, SourceRefused, SourceUnreachable, TooLarge
 from qwen3_asr_server.runtime._download import WebLimits, download
@@ -84,10 +84,10 @@ def source_of(text: str) -> Source:
     if start.startswith(("http://", "https://")):
         return WebUrl(text)
     if start.startswith("file://"):
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
+        host, slash, path = text[len("file://") :].partition("/")
+        if host not in ("", "localhost"):
             raise InvalidValue("A file:// URL names a path on this server, and no host.")
-        return ServerPath(unquote(parts.path))
+        return ServerPath(unquote(slash + path))
     if text.startswith("/"):
         return ServerPath(text)
     raise InvalidValue("The audio must be an http(s) URL, a data URL, or a path on this server.")
@@ -104,6 +104,7 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         SourceUnreachable: there is nothing, or it does not come in time.
         TooLarge: it is over the limit.
         InvalidValue: a data URL or an address that cannot be read.
+        IdleTimeout: an upload stops before its end.
         Overloaded: there is no room to store it.
     """
     if isinstance(source, ServerPath):
@@ -187,7 +188,11 @@ async def _decode(url: str, store: _Store) -> None:
     if not comma:
         raise InvalidValue("The data URL has no comma, so it holds no data.")
     if not head.lower().endswith(";base64"):
-        await store.write(await asyncio.to_thread(unquote_to_bytes, text))
+        try:
+            data = await asyncio.to_thread(unquote_to_bytes, text)
+        except UnicodeEncodeError:
+            raise InvalidValue("The data URL holds what is no text.") from None
+        await store.write(data)
         return
     text = await asyncio.to_thread(_plain_base64, text)
     store.demand_room(len(text) // 4 * 3 - 2)
@@ -225,7 +230,7 @@ def _open_below(path: str, roots: tuple[Path, ...]) -> int:
     """Open a path under a root without following any link below the root, and return its descriptor."""
     parts = Path(path).parts
     root = next((root for root in roots if parts[: len(root.parts)] == root.parts), None)
-    if root is None or ".." in parts or "\0" in path:
+    if root is None or ".." in parts:
         raise SourceRefused("This path is not under a folder that the server may read from.")
     *folders, name = parts[len(root.parts) :] or (".",)
     folder = -1
@@ -239,7 +244,7 @@ def _open_below(path: str, roots: tuple[Path, ...]) -> int:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         raise SourceUnreachable("There is no such file on the server.", status=404) from None
-    except OSError:
+    except (OSError, ValueError):  # the latter for names that no file can have
         raise SourceRefused("The server may not read this path: links are not followed.") from None
     finally:
         if folder >= 0:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qwen3_asr_server.errors import (
     AsrServerError,
+    ClientError,
     IdleTimeout,
     InvalidValue,
     Overloaded,
@@ -131,7 +132,15 @@ def test_data_urls_of_every_dialect(data: bytes, dialect: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["data:audio/wav;base64", "data:;base64,A", "data:;base64,A=B=", "data:;base64,ÄÖ", "data:;base64,A*=="]
+    "url",
+    [
+        "data:audio/wav;base64",
+        "data:;base64,A",
+        "data:;base64,A=B=",
+        "data:;base64,ÄÖ",
+        "data:,\ud800",
+        "data:;base64,A*==",
+    ],
 )
 async def test_other_data_urls_are_refused(url: str) -> None:
     with pytest.raises(InvalidValue):
@@ -160,7 +169,7 @@ def test_a_string_names_a_source(text: str, source: Source) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a.wav", "../a.wav", "ftp://a/b", "file://host/a", "oss://a/b", "javascript:1", "http"]
+    "text", ["", "a.wav", "../a.wav", "ftp://a/b", "file://host/a", "oss://a/b", "javascript:1", "http", "file://[::"]
 )
 def test_other_strings_name_none(text: str) -> None:
     with pytest.raises(InvalidValue):
@@ -315,7 +324,18 @@ async def test_a_closed_port_is_unreachable() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http:///x", "http://a b/", "http://a:b/", "http://[::1", "http://\0/", "https://" + "x" * 9000]
+    "url",
+    [
+        "http://",
+        "http:///x",
+        "http://a b/",
+        "http://a:b/",
+        "http://[::1",
+        "http://\0/",
+        "http://a/\ud800",
+        "http://127.0.0.1:65536/",
+        "https://" + "x" * 9000,
+    ],
 )
 async def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises((InvalidValue, SourceUnreachable)):
@@ -329,6 +349,30 @@ async def nowhere(host: str, port: int) -> Sequence[Address]:
 async def test_a_password_in_a_url_is_refused() -> None:
     with pytest.raises(SourceRefused):
         await bytes_of(WebUrl("http://user:secret@127.0.0.1/"), LOCAL)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(
+        [
+            "",
+            "http://",
+            "https://",
+            "http://[",
+            "http://a.example/",
+            "file://",
+            "file:///",
+            "data:",
+            "data:;base64,",
+            "/",
+        ]
+    ),
+    st.text(st.characters(exclude_categories=()), max_size=30),
+)
+def test_whatever_a_client_names_has_a_reason(start: str, rest: str) -> None:
+    limits = replace(LIMITS, web=replace(LIMITS.web, resolver=nowhere), roots=(Path(__file__).parent,))
+    with suppress(ClientError):
+        assert asyncio.run(bytes_of(source_of(start + rest), limits)) is not None
 
 
 # Folders of this machine
@@ -363,6 +407,7 @@ async def test_a_file_under_a_root_is_read(name: str, root: Path) -> None:
         *("../secret", "deep/../../secret", "deep/../a.wav", "../recordings-of-others/a.wav", "../recordings/a.wav"),
         *("link", "link-inside", "folder-link/secret", "folder-link/recordings/a.wav", "pipe", "deep", "", "a.wav/x"),
         "a.wav\0.mp3",
+        "\ud800",
     ],
 )
 async def test_ways_out_of_a_root_are_refused(name: str, root: Path) -> None:
