@@ -141,6 +141,8 @@ class StreamOptions:
     session: int | None = None
     """Which session speaks, by a number of this process: an engine with several servers keeps the pieces of a session
     with one, where their context is cached. None: they go anywhere."""
+    recorded: bool = False
+    """A piece of a recording, for which nobody waits at a microphone: it makes way for those of live sessions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,14 @@
 A decoder keeps the state of one utterance, so it is leased to a stream from its first step to its end. There
 are fewer decoders than streams may want, so a lease can be taken back between two steps, and the loser replays
 its audio later: for a partial or candidate only from a stream that has been idle for a while, for a final from
-whoever has been idle longest. So a final waits for a running step at most, in order of arrival; the others
-never wait, they are told that there is no room. Called by the streams of `pocketsphinx.py`; knows nothing
+whoever has been idle longest. So a final waits for a running step at most, in order of arrival and before those of
+recordings; the others never wait, they are told that there is no room. Called by the streams of `pocketsphinx.py`; knows nothing
 about audio or text.
 """
 
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ class DecoderPool:
         self._reclaim_after_s = reclaim_after_s
         self._clock = clock
         self._slots: list[Slot] = []
-        self._waiting: deque[tuple[object, asyncio.Future[Slot]]] = deque()
+        self._waiting: list[tuple[bool, int, object, asyncio.Future[Slot]]] = []
         self._numbers = itertools.count(1)
         self._closed = False
 
@@ -71,12 +70,13 @@ class DecoderPool:
         """Ids of the processes that are running."""
         return [slot.process.pid for slot in self._slots if slot.process.alive and slot.process.pid is not None]
 
-    async def lend(self, holder: object, kind: StepKind) -> Slot | None:
+    async def lend(self, holder: object, kind: StepKind, *, recorded: bool = False) -> Slot | None:
         """Lease a decoder for one step, or go on with the one the holder has; `done` must follow.
 
         Args:
             holder: the stream; the lease stays its own after the step.
             kind: a FINAL waits for a decoder, the others do not.
+            recorded: a FINAL of a recording, which waits behind the others.
 
         Returns:
             A slot with a live process; None when there is no room for what does not wait.
@@ -92,7 +92,7 @@ class DecoderPool:
         if slot is None:
             if kind is not StepKind.FINAL:
                 return None
-            slot = await self._wait(holder)
+            slot = await self._wait(holder, recorded=recorded)
         try:
             self._require_open()
             if not slot.process.alive:
@@ -122,7 +122,7 @@ class DecoderPool:
     async def close(self) -> None:
         """End all processes and wait for their ends; whoever waits for a decoder is told."""
         self._closed = True
-        for _, future in self._waiting:
+        for *_, future in self._waiting:
             if not future.done():
                 future.set_exception(EngineNotReady("the engine was stopped"))
         self._waiting.clear()
@@ -132,9 +132,10 @@ class DecoderPool:
             for slot in self._slots:
                 await slot.process.ended()
 
-    async def _wait(self, holder: object) -> Slot:
+    async def _wait(self, holder: object, *, recorded: bool) -> Slot:
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        self._waiting.append((holder, future))
+        self._waiting.append((recorded, next(self._numbers), holder, future))
+        self._waiting.sort(key=lambda entry: entry[:2])
         try:
             async with asyncio.timeout(self._wait_timeout_s):
                 return await future
@@ -148,15 +149,15 @@ class DecoderPool:
             raise
 
     def _serve(self) -> None:
-        """Hand decoders to the finals that wait, in order of arrival."""
+        """Hand decoders to the finals that wait, those of recordings last, in order of arrival."""
         while self._waiting:
-            holder, future = self._waiting[0]
+            *_, holder, future = self._waiting[0]
             if not future.done():
                 slot = self._claim(holder, 0.0)
                 if slot is None:
                     return
                 future.set_result(slot)
-            self._waiting.popleft()
+            self._waiting.pop(0)
 
     def _claim(self, holder: object, idle_s: float) -> Slot | None:
         """Make a slot the holder's and mark it busy: its own, a free, a new, or an idle one."""

@@ -124,7 +124,9 @@ class WholeEngine:
         if self._tools is None:
             raise EngineNotReady("the engine is not running")
         require_language(options.language, self._info.languages)
-        return WholeStream(self._tools, options.language, options.context, options.expected_language)
+        return WholeStream(
+            self._tools, options.language, options.context, options.expected_language, recorded=options.recorded
+        )
 
 
 async def _loaded(load: Callable[[EngineOptions], Model], options: EngineOptions) -> Model:

@@ -1,6 +1,6 @@
 """Steps that wait for one blocking model, and the thread that carries them out, several at a time.
 
-Finals go before candidates before partials; within a class the earliest first. A step that is given up while it
+Finals go before candidates before partials, and steps of recordings last; within a class the earliest first. A step that is given up while it
 waits is never carried out; one that runs is told so, and the model leaves it at its next token. The queue is
 bounded, and waiting and working have their deadlines. Knows no model and no text; the engines `transformers` and
 `qwen_asr` put their streams' steps here.
@@ -39,6 +39,8 @@ class Decode:
     prefix: tuple[int, ...]
     """The beginning of the answer, taken as given."""
     max_tokens: int
+    recorded: bool = False
+    """It is for a recording, and makes way for live sessions."""
     abandoned: bool = False
     """Nobody waits for it any more. Set on the event loop, read by the thread."""
 
@@ -146,7 +148,7 @@ class StepQueue:
         """Hand the most urgent steps to the thread, if it has nothing to do."""
         if self._running or not self._waiting or not self._open:
             return
-        self._waiting.sort(key=lambda ticket: (ticket.wanted.kind, ticket.number))
+        self._waiting.sort(key=lambda ticket: (ticket.wanted.recorded, ticket.wanted.kind, ticket.number))
         batch = self._running = self._waiting[: self._options.max_batch]
         del self._waiting[: len(batch)]
         longest_s = max(len(ticket.wanted.audio) for ticket in batch) / SAMPLE_RATE

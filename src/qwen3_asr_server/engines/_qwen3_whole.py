@@ -83,8 +83,17 @@ class WholeStream:
         answer: ids of the last answer.
     """
 
-    def __init__(self, tools: WholeTools, language: str | None, context: str, expected: str | None = None) -> None:
+    def __init__(
+        self,
+        tools: WholeTools,
+        language: str | None,
+        context: str,
+        expected: str | None = None,
+        *,
+        recorded: bool = False,
+    ) -> None:
         self._tools = tools
+        self._recorded = recorded
         self._language = language
         self._context = context
         self._expected = expected if language is None and expected in tools.languages else None
@@ -140,7 +149,8 @@ class WholeStream:
         """Decode from nothing, in some parts if need be; a partial may end in the middle."""
         tools, answer, bound = self._tools, _Answer(language), self._bound(kind)
         for _ in range(MAX_PARTS):
-            written = await tools.decode(Decode(kind, self._audio, language, self._context, answer.ids, bound))
+            wanted = Decode(kind, self._audio, language, self._context, answer.ids, bound, self._recorded)
+            written = await tools.decode(wanted)
             if written is None:
                 raise _NoRoom
             answer = _Answer(language, answer.ids + written.ids, answer.chances + written.chances)

@@ -32,7 +32,6 @@ from qwen3_asr_server.engines._vllm_request import (
     ENDINGS,
     LOOP_COUNT,
     LOOP_TOKENS,
-    PRIORITIES,
     Answer,
     Counters,
     Ending,
@@ -222,7 +221,7 @@ class VllmCore:
         self._open.add(name)
         try:
             source = self._direct_input(request, after) if self.direct else await self._rendered_input(request, after)
-            generator: Any = self._engine.generate(source, params, name, priority=PRIORITIES[request.kind])
+            generator: Any = self._engine.generate(source, params, name, priority=request.priority)
             async with aclosing(generator) as outputs:
                 async for output in outputs:
                     yield output

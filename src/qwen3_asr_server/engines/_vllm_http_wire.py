@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from qwen3_asr_server.engines._vllm_request import LOOP_COUNT, LOOP_TOKENS, PRIORITIES, Request, TokenIds, Window
+from qwen3_asr_server.engines._vllm_request import LOOP_COUNT, LOOP_TOKENS, Request, TokenIds, Window
 
 MelNumbers = Literal["float32", "bfloat16", "float16"]
 """What mel values travel as. The encoder turns them into its own type, so fewer bits lose nothing where it has no
@@ -116,7 +116,7 @@ class Wire:
                     "kwargs_data": {"audio": data},
                 },
                 "sampling_params": _sampling(max_tokens, request.chances, check),
-                "priority": PRIORITIES[request.kind],
+                "priority": request.priority,
             }
         )
         return body

@@ -22,6 +22,8 @@ TokenIds = tuple[int, ...]
 
 PRIORITIES: Final = {StepKind.FINAL: -10, StepKind.CANDIDATE: 0, StepKind.PARTIAL: 10}
 """vLLM serves the lowest first."""
+RECORDED_PRIORITY: Final = 20
+"""Of every step of a recording."""
 LOOP_TOKENS: Final = 20
 """Longest pattern of tokens that counts as a loop when it is written `LOOP_COUNT` times in a row; as `text.guard`."""
 LOOP_COUNT: Final = 20
@@ -56,6 +58,13 @@ class Request:
     """Keys of windows that the engine core has for certain; whoever carries the request out adds to it."""
     chances: bool = False
     """Whether the probabilities of the new tokens are wanted."""
+    recorded: bool = False
+    """It is for a recording, and makes way for live sessions."""
+
+    @property
+    def priority(self) -> int:
+        """How vLLM ranks it: the lowest first."""
+        return RECORDED_PRIORITY if self.recorded else PRIORITIES[self.kind]
 
 
 class Ending(Enum):

@@ -11,6 +11,9 @@ What does not fit: partials and candidates are left out, a final waits. A stream
 its final, so that finals end and room comes free; and where nobody is charged there is room for everybody. Few finals
 wait at once: whoever waits holds one of the scheduler's turns, which the finals that free the room need too.
 
+Recordings may fill a smaller share, and wait in a queue of their own, which nobody else notices and which moves only
+while no final of a live session waits. One of them is always let in then: a recording comes to its end.
+
 Knows no vLLM and no audio. Streams (`_vllm_stream`) ask it before each step; the engine builds it.
 """
 
@@ -25,6 +28,8 @@ from qwen3_asr_server.domain import StepKind
 from qwen3_asr_server.errors import EngineError, EngineTimeout
 
 SHARE: Final = 0.6
+RECORDED_SHARE: Final = 0.3
+"""What live streams and recordings together may fill for another piece of a recording to be let in."""
 INTERVALS: Final = 3.0
 LONGEST_RETENTION_S: Final = 3600.0
 MOST_WAITING: Final = 8
@@ -33,6 +38,7 @@ NEWCOMER_TOKENS: Final = 500
 """What a piece of 28 s may come to without context."""
 _RATE_S: Final = 5.0
 """Time over which the rate of writing is averaged."""
+_Waiting = tuple[object, int, asyncio.Future[None]]
 
 
 class KvRoom:
@@ -63,7 +69,9 @@ class KvRoom:
         self._wait_s = wait_s
         self._clock = clock
         self._charged: dict[object, int] = {}
-        self._waiting: deque[tuple[object, int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._recorded_waiting: deque[_Waiting] = deque()
+        self._recorded: set[object] = set()
         self._written = written
         self._seen = written()
         self._seen_at = clock()
@@ -90,13 +98,14 @@ class KvRoom:
         room = self._fits(self, NEWCOMER_TOKENS) and self.retention_s >= self._retention_limit_s
         return bool(self._charged) and (bool(self._waiting) or not room)
 
-    async def enter(self, stream: object, tokens: int, kind: StepKind) -> bool:
+    async def enter(self, stream: object, tokens: int, kind: StepKind, *, recorded: bool = False) -> bool:
         """Charge a stream with what its next step needs in all.
 
         Args:
             stream: anything that names it.
             tokens: context, audio and text, those of its earlier steps included.
             kind: a FINAL waits for room.
+            recorded: the stream is a recording's; its steps are FINAL.
 
         Returns:
             Whether the step may be done; always for a FINAL.
@@ -105,9 +114,13 @@ class KvRoom:
             EngineTimeout: a final has waited for too long.
             EngineError: the engine was stopped meanwhile.
         """
-        if kind is StepKind.FINAL:
+        if recorded:
+            if self._recorded_waiting or not self._recorded_may_enter(tokens):
+                await self._wait(self._recorded_waiting, stream, tokens)
+            self._recorded.add(stream)
+        elif kind is StepKind.FINAL:
             if stream not in self._charged and (self._waiting or not self._fits(stream, tokens)):
-                await self._wait(stream, tokens)
+                await self._wait(self._waiting, stream, tokens)
         elif self.retention_s < self._retention_limit_s or self._waiting or not self._fits(stream, tokens):
             self.skipped += 1
             return False
@@ -116,12 +129,13 @@ class KvRoom:
 
     def leave(self, stream: object) -> None:
         """Charge a stream with nothing any more. Harmless for one that never entered."""
+        self._recorded.discard(stream)
         if self._charged.pop(stream, None) is not None:
             self._let_in()
 
     def close(self, error: EngineError) -> None:
         """Fail the finals that wait."""
-        for _, _, place in self._waiting:
+        for _, _, place in (*self._waiting, *self._recorded_waiting):
             if not place.done():
                 place.set_exception(error)
 
@@ -135,10 +149,10 @@ class KvRoom:
             "kv_finals_waited": self.waited,
         }
 
-    async def _wait(self, stream: object, tokens: int) -> None:
+    async def _wait(self, queue: "deque[_Waiting]", stream: object, tokens: int) -> None:
         self.waited += 1
         entry = (stream, tokens, asyncio.get_running_loop().create_future())
-        self._waiting.append(entry)
+        queue.append(entry)
         self._let_in()
         try:
             async with asyncio.timeout(self._wait_s):
@@ -149,8 +163,8 @@ class KvRoom:
             self.leave(stream)  # let in at the very moment it gave up
             raise
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            if entry in queue:
+                queue.remove(entry)
                 self._let_in()
 
     def _let_in(self) -> None:
@@ -160,11 +174,22 @@ class KvRoom:
             if not place.done():
                 self._charged[stream] = tokens
                 place.set_result(None)
+        while self._recorded_waiting and self._recorded_may_enter(self._recorded_waiting[0][1]):
+            stream, tokens, place = self._recorded_waiting.popleft()
+            if not place.done():
+                self._charged[stream] = tokens
+                self._recorded.add(stream)
+                place.set_result(None)
 
     @property
     def _first_may_enter(self) -> bool:
         stream, tokens, place = self._waiting[0]
         return place.done() or self._fits(stream, tokens)
+
+    def _recorded_may_enter(self, tokens: int) -> bool:
+        if self._waiting:
+            return False
+        return self._tokens is None or not self._recorded or self.charged + tokens <= RECORDED_SHARE * self._tokens
 
     def _fits(self, stream: object, tokens: int) -> bool:
         others = self.charged - self._charged.get(stream, 0)

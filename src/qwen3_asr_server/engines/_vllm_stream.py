@@ -80,8 +80,17 @@ class VllmStream:
         answer: ids of the last answer, which is the next final's draft.
     """
 
-    def __init__(self, tools: Tools, language: str | None, context: str, expected: str | None = None) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        language: str | None,
+        context: str,
+        expected: str | None = None,
+        *,
+        recorded: bool = False,
+    ) -> None:
         self._tools = tools
+        self._recorded = recorded
         self._language = language
         self._context = context
         self._expected = expected if language is None and expected in tools.languages else None
@@ -101,7 +110,7 @@ class VllmStream:
         if same and self._final is not None:
             return self._final
         asked_at = self._tools.now()
-        if not await self._tools.room.enter(self, self._needed_tokens(audio), kind):
+        if not await self._tools.room.enter(self, self._needed_tokens(audio), kind, recorded=self._recorded):
             return None
         self._take(audio)
         self._steps += 1
@@ -299,7 +308,9 @@ class VllmStream:
         before = tuple(tools.prompt.opening(context))
         after = tuple(tools.prompt.prompt_ids(context, (), header, prefix)[len(before) :])
         chances = kind is not StepKind.PARTIAL or (self._expected is not None and not prefix)
-        return Request(before, self._windows(kind), after, bound, kind, asked_at, self._delivered, chances)
+        return Request(
+            before, self._windows(kind), after, bound, kind, asked_at, self._delivered, chances, self._recorded
+        )
 
     def _take_answer(self, ids: TokenIds) -> None:
         self.answer = ids

@@ -131,21 +131,22 @@ class PocketSphinxEngine:
             raise EngineNotReady("the engine is not running")
         if options.language not in (None, LANGUAGE):
             raise InvalidValue("this engine understands only English ('en')", param="language")
-        return PocketSphinxStream(self._pool, self._timing)
+        return PocketSphinxStream(self._pool, self._timing, recorded=options.recorded)
 
 
 class PocketSphinxStream:
     """One piece: remembers how much of it its decoder has heard."""
 
-    def __init__(self, pool: DecoderPool, timing: Timing) -> None:
+    def __init__(self, pool: DecoderPool, timing: Timing, *, recorded: bool = False) -> None:
         self._pool = pool
         self._timing = timing
+        self._recorded = recorded
         self._lease = 0
         self._heard = 0
 
     async def step(self, audio: Samples, kind: StepKind) -> Hypothesis | None:
         """Decode the piece so far, see `EngineStream.step`."""
-        slot = await self._pool.lend(self, kind)
+        slot = await self._pool.lend(self, kind, recorded=self._recorded)
         if slot is None:
             return None
         try:

@@ -143,7 +143,9 @@ class VllmEngine:
         tools = self.tools
         if options.language is not None and options.language not in self._info.languages:
             raise InvalidValue(f"the model cannot be set to the language '{options.language}'", param="language")
-        return VllmStream(tools, options.language, options.context, options.expected_language)
+        return VllmStream(
+            tools, options.language, options.context, options.expected_language, recorded=options.recorded
+        )
 
     async def _load(self) -> "VllmCore":
         return await load_core(lambda start: _load_core(self._options, self._arguments, start))

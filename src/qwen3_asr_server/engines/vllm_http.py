@@ -47,7 +47,13 @@ class RemoteStream(VllmStream):
     """The decoding of one piece, see `EngineStream`."""
 
     def __init__(self, core: "RemoteCore", tools: Tools, options: StreamOptions) -> None:
-        super().__init__(replace(tools, core=core), options.language, options.context, options.expected_language)
+        super().__init__(
+            replace(tools, core=core),
+            options.language,
+            options.context,
+            options.expected_language,
+            recorded=options.recorded,
+        )
         self._core = core
 
     async def close(self) -> None:

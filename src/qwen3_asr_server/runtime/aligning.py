@@ -1,7 +1,8 @@
 """The owner of the forced aligner: sessions hand in texts, and get the places of their words.
 
 A request that comes too late for its final, fails, or finds too many before it costs nobody more than the word times.
-When the aligner dies it is started again, with growing pauses. Knows no sessions beyond a callback; built by the
+When the aligner dies it is started again, with growing pauses. Texts of recordings are placed a few at a time, with
+patience: nobody waits at a screen. Knows no sessions beyond a callback; built by the
 services.
 """
 
@@ -24,6 +25,10 @@ MAX_REQUESTS: Final = 128
 """Requests at once; the aligner batches them, and more would all come too late."""
 TIMEOUT_S: Final = 5.0
 """Longest request. No final waits for so long."""
+RECORDED_REQUESTS: Final = 4
+"""Requests of recordings that the aligner is given at once; more wait."""
+RECORDED_TIMEOUT_S: Final = 120.0
+"""Longest request of a recording, with its wait for a turn and for an aligner that is started again."""
 
 Deliver = Callable[[Aligned], None]
 
@@ -42,6 +47,7 @@ class AlignerDesk:
         self._metrics = metrics
         self._clock = clock
         self._running: dict[tuple[Deliver, int], asyncio.Task[None]] = {}
+        self._recorded_turns = asyncio.Semaphore(RECORDED_REQUESTS)
         self._restart: asyncio.Task[None] | None = None
         self._backoff = Backoff()
         self._open = False
@@ -74,17 +80,24 @@ class AlignerDesk:
         self._restart = None
         await self._aligner.stop()
 
-    def submit(self, job: Align, deliver: Deliver) -> None:
-        """Place words; `deliver` is told, unless a later job of the same piece replaces this one or the desk stops."""
+    def submit(self, job: Align, deliver: Deliver, *, recorded: bool = False) -> None:
+        """Place words; `deliver` is told, unless a later job of the same piece replaces this one or the desk stops.
+
+        Args:
+            job: the text, and where it was spoken.
+            deliver: takes the answer.
+            recorded: it is of a recording, whose owner bounds how many there are.
+        """
         key = (deliver, job.piece)
         earlier = self._running.pop(key, None)
         if earlier is not None:
             earlier.cancel()
-        if not self._open or self._restart is not None or len(self._running) >= MAX_REQUESTS:
+        full = self._restart is not None or len(self._running) >= MAX_REQUESTS
+        if not self._open or (full and not recorded):
             self._metrics.alignments.labels("refused").inc()
             deliver(Aligned(job.piece, job.upto, ()))
             return
-        task = asyncio.create_task(self._place(job, deliver), name="align")
+        task = asyncio.create_task(self._place(job, deliver, recorded), name="align")
         self._running[key] = task
         task.add_done_callback(lambda done: self._over(key, done))
 
@@ -93,12 +106,12 @@ class AlignerDesk:
         for key in [key for key in self._running if key[0] == deliver]:
             self._running.pop(key).cancel()
 
-    async def _place(self, job: Align, deliver: Deliver) -> None:
+    async def _place(self, job: Align, deliver: Deliver, recorded: bool) -> None:
         began = self._clock()
         words: Sequence[Word] = ()
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                words = await self._aligner.align(job.audio, job.text, job.language)
+            async with asyncio.timeout(RECORDED_TIMEOUT_S if recorded else TIMEOUT_S):
+                words = await (self._align_in_turn(job) if recorded else self._align(job))
         except TimeoutError:
             result = "timeout"
         except EngineError as error:
@@ -111,9 +124,33 @@ class AlignerDesk:
             result = "placed" if words else "unsupported"
             self._metrics.align_seconds.observe(self._clock() - began)
         self._metrics.alignments.labels(result).inc()
+        self._revive()
+        deliver(Aligned(job.piece, job.upto, words))
+
+    async def _align(self, job: Align) -> Sequence[Word]:
+        return await self._aligner.align(job.audio, job.text, job.language)
+
+    async def _align_in_turn(self, job: Align) -> Sequence[Word]:
+        """Place the words of a recording; once more, if the aligner dies meanwhile."""
+        async with self._recorded_turns:
+            await self._alive()
+            try:
+                return await self._align(job)
+            except EngineError:
+                if not self._aligner.dead:
+                    raise
+            self._revive()
+            await self._alive()
+            return await self._align(job)
+
+    async def _alive(self) -> None:
+        """Wait while the aligner is started again."""
+        if self._restart is not None:
+            await asyncio.wait({self._restart})
+
+    def _revive(self) -> None:
         if self._aligner.dead and self._restart is None and self._open:
             self._restart = asyncio.create_task(self._start_again(), name="restart the aligner")
-        deliver(Aligned(job.piece, job.upto, words))
 
     def _over(self, key: tuple[Deliver, int], task: asyncio.Task[None]) -> None:
         if self._running.get(key) is task:

@@ -113,3 +113,13 @@ class Step:
     task: asyncio.Task[Outcome] | None = None
     dropped: bool = False
     """The piece was released meanwhile."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it belongs to a recording."""
+        return self.decode.options.recorded
+
+    @property
+    def label(self) -> str:
+        """Its sort, for metrics."""
+        return "recorded" if self.recorded else self.decode.kind.name.lower()

@@ -2,7 +2,7 @@
 
 A session attaches and gets a `Lane`. Through it the session hands in finals and candidates, which run as soon
 as the engine has room for them, finals first; and it *offers* partials, which the scheduler *pulls*:
-whenever a slot is free, from the session that has waited longest.
+whenever a slot is free, from the session that has waited longest. Pieces of recordings take the room that is left.
 
 A stream is opened with the first step of a piece and closed at its release, or when a step was cut off; the
 next step, having all audio, then opens another. A piece has at most one step at a time. When the engine itself is
@@ -15,6 +15,7 @@ import asyncio
 import heapq
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ class SchedulerOptions:
     deadlines of their own work themselves; this one is for an engine that does not come back."""
     queue_timeout_s: float = 60.0
     """Longest wait of a final or candidate for its turn."""
+    max_recorded: int = 16
+    """Pieces of recordings at once, one less for each step of a live session that runs; while no final or candidate
+    waits there is always room for one, so that a recording comes to its end however much is spoken."""
+    recorded_timeout_s: float = 600.0
+    """Longest wait of a piece of a recording for its turn."""
     close_timeout_s: float = 5.0
     """Longest wait for a stream to give its resources back."""
 
@@ -84,6 +90,8 @@ class StepScheduler:
         self._lanes: set[Lane] = set()
         self._waiting: dict[Lane, Waiting[Lane]] = {}
         self._urgent: list[tuple[int, int, Step]] = []
+        self._recorded: deque[Step] = deque()
+        self._recorded_running = 0
         self._order = itertools.count()
         self._sessions = itertools.count()
         self._running = dict.fromkeys(StepKind, 0)
@@ -168,6 +176,8 @@ class StepScheduler:
             "partials_waiting": len(self._waiting),
             "finals_running": self._urgent_running,
             "finals_waiting": sum(not step.dropped for *_, step in self._urgent),
+            "recorded_running": self._recorded_running,
+            "recorded_waiting": sum(not step.dropped for step in self._recorded),
             "open_streams": sum(piece.stream is not None for lane in self._lanes for piece in lane.pieces.values()),
         }
 
@@ -193,7 +203,10 @@ class StepScheduler:
     def queue(self, lane: Lane, decode: Decode) -> None:
         """Run a final or candidate when its turn comes."""
         step = self._new_step(lane, decode, self._clock())
-        heapq.heappush(self._urgent, (decode.kind, next(self._order), step))
+        if step.recorded:
+            self._recorded.append(step)
+        else:
+            heapq.heappush(self._urgent, (decode.kind, next(self._order), step))
         self._wake.set()
 
     def _new_step(self, lane: Lane, decode: Decode, queued_at: float) -> Step:
@@ -238,29 +251,40 @@ class StepScheduler:
                 self._serve_urgent()
                 now = self._clock()
                 self._serve_partials(now)
+                self._serve_recorded()
                 self._alarm.set(self._next_deadline(now))
             self._alarm.cancel()
             for lane in list(self._lanes):
                 lane.detach()
-            while self._closing or any(self._running.values()):
+            while self._closing or self._recorded_running or any(self._running.values()):
                 self._wake.clear()
                 await self._wake.wait()
 
     def _expire(self) -> None:
         """Fail what waited for too long, or waits for an engine that did not start."""
-        now = self._clock()
-        queue, self._urgent = self._urgent, []
-        for entry in queue:
-            step = entry[-1]
-            if step.dropped:
-                continue
-            if self._failure is not None:
-                self._answer(step, _failed(step, self._failure))
-            elif step.queued_at + self._options.queue_timeout_s <= now:
-                self._answer(step, _failed(step, EngineTimeout("The recogniser had no time for this utterance.")))
-            else:
-                self._urgent.append(entry)
+        urgent, self._urgent = self._urgent, []
+        recorded, self._recorded = self._recorded, deque()
+        # Whoever is told of a failure may queue a step at once.
+        kept = [entry for entry in urgent if self._still_waits(entry[-1])]
+        self._urgent += kept
         heapq.heapify(self._urgent)
+        self._recorded.extendleft(reversed([step for step in recorded if self._still_waits(step)]))
+
+    def _still_waits(self, step: Step) -> bool:
+        if step.dropped:
+            return False
+        if self._failure is not None:
+            self._answer(step, _failed(step, self._failure))
+        elif self._deadline(step) <= self._clock():
+            self._answer(step, _failed(step, EngineTimeout("The recogniser had no time for this utterance.")))
+        else:
+            return True
+        return False
+
+    def _deadline(self, step: Step) -> float:
+        """Return until when a step may wait for its turn."""
+        options = self._options
+        return step.queued_at + (options.recorded_timeout_s if step.recorded else options.queue_timeout_s)
 
     def _serve_urgent(self) -> None:
         while self._engine is not None and self._urgent and self._urgent_running < self._options.max_urgent:
@@ -277,9 +301,22 @@ class StepScheduler:
             if decode is not None:
                 self._begin(self._new_step(chosen.lane, decode, max(chosen.due, chosen.offered)), self._engine)
 
+    def _serve_recorded(self) -> None:
+        while self._engine is not None and self._recorded and self._recorded_running < self._recorded_room:
+            step = self._recorded.popleft()
+            if not step.dropped:
+                self._begin(step, self._engine)
+
+    @property
+    def _recorded_room(self) -> int:
+        """How many pieces of recordings may run now: what live sessions leave."""
+        if any(not step.dropped for *_, step in self._urgent):
+            return 0
+        return max(1, self._options.max_recorded - sum(self._running.values()))
+
     def _next_deadline(self, now: float) -> float | None:
         """Return when the loop must look again though nothing happens; `now` is when it looked at the partials."""
-        deadlines = [step.queued_at + self._options.queue_timeout_s for *_, step in self._urgent]
+        deadlines = [self._deadline(step) for step in (*(step for *_, step in self._urgent), *self._recorded)]
         if self.is_open and self._running[StepKind.PARTIAL] < self._slots.slots:
             due = next_due(self._waiting.values(), now)
             deadlines += [] if due is None else [due]
@@ -295,8 +332,8 @@ class StepScheduler:
         decode, piece = step.decode, step.piece
         now = step.began_at = self._clock()
         waited_s = max(0.0, now - step.queued_at)
-        self._metrics.decode_queue_seconds.labels(decode.kind.name.lower()).observe(waited_s)
-        if decode.kind is StepKind.FINAL:
+        self._metrics.decode_queue_seconds.labels(step.label).observe(waited_s)
+        if decode.kind is StepKind.FINAL and not step.recorded:
             waited_s = min(waited_s, now - self._ready_at)  # an engine that was not there is no crowd
             self._slots.final_waited(waited_s, now)
             self._crowding.final_waited(step.lane, waited_s, now)
@@ -306,12 +343,12 @@ class StepScheduler:
                 self._answer(step, opened)
                 return
             piece.stream = opened
-        self._running[decode.kind] += 1
+        self._count(step, 1)
         step.task = self._group.create_task(perform_step(piece.stream, decode, self._options.step_timeout_s))
         step.task.add_done_callback(lambda task: self._ended(step, task))
 
     def _ended(self, step: Step, task: asyncio.Task[Outcome]) -> None:
-        self._running[step.decode.kind] -= 1
+        self._count(step, -1)
         self._wake.set()
         if task.cancelled():
             if step.dropped:  # else the scheduler itself was cancelled, and can start nothing more
@@ -325,10 +362,16 @@ class StepScheduler:
             self._close(step.piece)
         self._answer(step, outcome)
 
+    def _count(self, step: Step, change: int) -> None:
+        if step.recorded:
+            self._recorded_running += change
+        else:
+            self._running[step.decode.kind] += change
+
     def _note_service(self, step: Step, outcome: Outcome) -> None:
         now = self._clock()
         service_s, kind = now - step.began_at, step.decode.kind
-        self._metrics.decode_seconds.labels(kind.name.lower()).observe(service_s)
+        self._metrics.decode_seconds.labels(step.label).observe(service_s)
         if isinstance(outcome, Skipped):
             self._metrics.partials_skipped.inc()
         elif kind is StepKind.PARTIAL:

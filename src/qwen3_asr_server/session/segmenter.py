@@ -111,6 +111,16 @@ class Segmenter:
         return self._speech.frontier
 
     @property
+    def onset(self) -> int:
+        """First sample of the speech that began last."""
+        return self._speech.onset
+
+    @property
+    def last_speech(self) -> int:
+        """One past the last sample of speech so far."""
+        return self._speech.last_speech
+
+    @property
     def idle(self) -> bool:
         """True while nobody speaks: settings may change without touching an item."""
         return not self._speech.in_utterance and self._piece_start is None
