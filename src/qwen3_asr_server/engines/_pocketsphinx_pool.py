@@ -4,8 +4,8 @@ A decoder keeps the state of one utterance, so it is leased to a stream from its
 are fewer decoders than streams may want, so a lease can be taken back between two steps, and the loser replays
 its audio later: for a partial or candidate only from a stream that has been idle for a while, for a final from
 whoever has been idle longest. So a final waits for a running step at most, in order of arrival and before those of
-recordings; the others never wait, they are told that there is no room. Called by the streams of `pocketsphinx.py`; knows nothing
-about audio or text.
+recordings; the others never wait, they are told that there is no room. Called by the streams of `pocketsphinx.py`;
+knows nothing about audio or text.
 """
 
 import asyncio

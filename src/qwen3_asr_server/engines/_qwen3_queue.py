@@ -1,9 +1,9 @@
 """Steps that wait for one blocking model, and the thread that carries them out, several at a time.
 
-Finals go before candidates before partials, and steps of recordings last; within a class the earliest first. A step that is given up while it
-waits is never carried out; one that runs is told so, and the model leaves it at its next token. The queue is
-bounded, and waiting and working have their deadlines. Knows no model and no text; the engines `transformers` and
-`qwen_asr` put their streams' steps here.
+Finals go before candidates before partials, and steps of recordings last; within a class the earliest first. A step
+that is given up while it waits is never carried out; one that runs is told so, and the model leaves it at its next
+token. The queue is bounded, and waiting and working have their deadlines. Knows no model and no text; the engines
+`transformers` and `qwen_asr` put their streams' steps here.
 """
 
 import asyncio

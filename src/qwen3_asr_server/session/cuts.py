@@ -38,6 +38,12 @@ class Cut:
     """Its beginning was also the end of the piece before: the texts share words."""
     overlapped: bool = False
     """Its end is also the beginning of the next piece."""
+    first: bool = False
+    """There is none before it."""
+
+    def without_audio(self) -> "Cut":
+        """Return the same without what takes memory."""
+        return replace(self, audio=np.empty(0, np.float32))
 
 
 class PieceCutter:
@@ -52,6 +58,7 @@ class PieceCutter:
         self._track = Track(turn, options)
         self._open: PieceBegan | None = None
         self._speech_start = 0
+        self._cuts = 0
         self._finished = False
 
     @property
@@ -119,4 +126,5 @@ class PieceCutter:
         spoken = min(self._track.segmenter.last_speech, end if limit is None else limit)
         audio = self._track.read(start, end, limit).copy()  # a view would keep much more in memory
         audio.flags.writeable = False
-        return Cut(start, end, self._speech_start, max(spoken, self._speech_start), audio, overlaps)
+        first, self._cuts = self._cuts == 0, self._cuts + 1
+        return Cut(start, end, self._speech_start, max(spoken, self._speech_start), audio, overlaps, first=first)

@@ -36,7 +36,8 @@ class Hotword:
 def render_context(texts: Iterable[str] = (), hotwords: Iterable[Hotword] = (), max_chars: int = CONTEXT_CHARS) -> str:
     """Return the context for all that a user has given.
 
-    Hotwords are kept whole, and go before the texts where there is too little room for both: `text\\nword, word (like)`.
+    The texts come first, then a line with the hotwords: `word, other word (how it sounds)`. These are kept whole, and
+    the texts are cut where there is too little room for both.
 
     Args:
         texts: free texts, in order; may be anything.
@@ -56,7 +57,7 @@ def with_previous(context: str, previous: str, max_chars: int = CONTEXT_CHARS) -
         previous: the text before the piece; its last `PREVIOUS_CHARS` are carried on.
         max_chars: longest result, in code points.
     """
-    return _above(clean_context(context, max_chars), last_chars(previous), max_chars)
+    return _above(context, last_chars(previous, min(PREVIOUS_CHARS, max_chars)), max_chars)
 
 
 def last_chars(text: str, max_chars: int = PREVIOUS_CHARS) -> str:

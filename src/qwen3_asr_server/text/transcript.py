@@ -5,10 +5,11 @@ Times are sample indices at 16 kHz, counted from the start of the file. Knows no
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3_asr_server.domain import Word
-from qwen3_asr_server.text.join import join_texts
+from qwen3_asr_server.text.join import join_texts, merge_overlap
+from qwen3_asr_server.text.units import split_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,17 @@ class Segment:
     """On the file's clock, in order and within the segment; empty where nobody has placed them."""
     confidence: float | None = None
     """Probability in [0, 1], where the engine has one."""
+
+    def bounded(self, floor: int) -> "Segment":
+        """Return it with times that are in order, none before `floor`, and wide enough for its words."""
+        words: list[Word] = []
+        last = floor
+        for word in self.words:
+            start = max(last, word.start)
+            last = max(start, word.end)
+            words.append(replace(word, start=start, end=last))
+        start = max(floor, min([self.start, *(word.start for word in words[:1])]))
+        return replace(self, start=start, end=max(start + 1, self.end, last), words=tuple(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +86,26 @@ class Transcript:
     def of_channel(self, channel: int) -> "Transcript":
         """Return the transcript of one channel."""
         return Transcript(tuple(s for s in self.segments if s.channel == channel), self.duration)
+
+
+def merge_overlapping(left: Segment, right: Segment) -> tuple[Segment, Segment]:
+    """Take out what two neighbours both heard, after a cut in speech; words stay together with their text.
+
+    Args:
+        left: what was heard before the cut.
+        right: what was heard after it, beginning a little before the cut.
+    """
+    left_text, right_text = merge_overlap(left.text, right.text)
+    kept = _still_said(left.words, left.text, left_text, from_end=False)
+    new = _still_said(right.words, right.text, right_text, from_end=True)
+    if kept is None or new is None:
+        kept, new = left.words, tuple(word for word in right.words if (word.start + word.end) // 2 >= left.end)
+    return replace(left, text=left_text, words=kept), replace(right, text=right_text, words=new)
+
+
+def _still_said(words: tuple[Word, ...], before: str, after: str, *, from_end: bool) -> tuple[Word, ...] | None:
+    """Return the words of a text that was shortened; None if they do not correspond to its units one by one."""
+    count = len(split_units(after))
+    if words and len(words) != len(split_units(before)):
+        return None
+    return words[len(words) - count :] if from_end else words[:count]

@@ -1,0 +1,299 @@
+"""Recorded audio, of any length, to a transcript: what every door for files calls.
+
+    media ─▶ blocks ─▶ cutter and detector ─▶ pieces ─▶ lane of the scheduler ─▶ aligner ─▶ segments, in order
+
+The pieces are those of a live session (`session/cuts.py`). They are decoded side by side, behind everything live, and
+told in order; at most `MAX_PIECES` wait for their texts, so that memory does not grow with the length. A piece that
+fails, or was in an engine when that died, is tried again a few times; then the recording fails, as a hole in a text
+shows nothing.
+
+A `Recording` has no task of its own: whoever iterates drives it. Knows no files (`media.py` reads them), no formats and
+no HTTP. Made by the services.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Final, Protocol
+
+from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind, Word
+from qwen3_asr_server.errors import AsrServerError, InternalError
+from qwen3_asr_server.messages import Align, Aligned, Decode, DecodeFailed, Heard, Lost, Outcome
+from qwen3_asr_server.runtime.lanes import Lane
+from qwen3_asr_server.runtime.live import Workers
+from qwen3_asr_server.session.options import SessionOptions
+from qwen3_asr_server.session.recognition import Offer
+from qwen3_asr_server.session.recorded import RecordedPiece, RecordedTrack, TranscribeOptions
+from qwen3_asr_server.text.transcript import Segment, Transcript
+from qwen3_asr_server.vad._base import Floats
+from qwen3_asr_server.vad._batcher import VadStream
+
+MAX_PIECES: Final = 16
+"""Pieces of a recording whose texts are awaited: at most 30 MB of audio. It is read no further meanwhile."""
+ATTEMPTS: Final = 3
+"""How often a piece is decoded before the recording fails."""
+_SCORE_TIMEOUT_S: Final = 60.0
+
+Progress = Callable[[float, float | None], None]
+"""Takes the seconds that are done and those there are in all, None while nobody knows. Must not block."""
+
+
+class Media(Protocol):
+    """Audio that is read bit by bit."""
+
+    @property
+    def channels(self) -> int:
+        """How many are kept apart."""
+        ...
+
+    @property
+    def duration_s(self) -> float | None:
+        """Length by its own account; None where it gives none."""
+        ...
+
+    def blocks(self) -> AsyncIterator[Samples]:
+        """Yield float32 [channels, n], 16 kHz, in [-1, 1], about a second each."""
+        ...
+
+
+class Recording:
+    """The transcription of one recording. Iterate `segments` once; `close` gives back what an unfinished one holds.
+
+    Args:
+        workers: VAD, engine, aligner and time.
+        media: the audio.
+        options: what is wanted.
+        session: the rules by which live sessions cut, and this one too.
+        progress: told now and then how far it has come.
+
+    Attributes:
+        received: samples read so far; when all segments were told, the length of the recording.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        media: Media,
+        options: TranscribeOptions,
+        session: SessionOptions | None = None,
+        progress: Progress = lambda done_s, total_s: None,
+    ) -> None:
+        self._workers = workers
+        self._media = media
+        self._options = options
+        self._progress = progress
+        session = session or SessionOptions()
+        self._aligner = workers.aligner if options.words and session.align_words else None
+        self._tracks = [RecordedTrack(number, options, session) for number in range(media.channels)]
+        self._vad: list[VadStream] = []
+        self._lane: Lane | None = None
+        self._numbers = itertools.count()
+        self._decodes: dict[int, tuple[RecordedPiece, Decode]] = {}
+        self._changed = asyncio.Event()
+        self._failure: AsrServerError | None = None
+        self._closed = False
+        self.received = 0
+
+    async def segments(self) -> AsyncGenerator[Segment]:
+        """Yield each segment as soon as it and all before it are there: of each channel, and by their pieces.
+
+        Raises:
+            ClientError: the audio cannot be read, or an option does not suit the engine.
+            AsrServerError: recognition failed, or was ended.
+        """
+        self._open()
+        try:
+            async for block in self._media.blocks():
+                await self._hear(block)
+                while found := await self._next(MAX_PIECES):
+                    for segment in found:
+                        yield segment
+            for track in self._tracks:
+                track.finish()
+            await self._score()
+            while found := await self._next(1):
+                for segment in found:
+                    yield segment
+            self._tell_progress(over=True)
+        finally:
+            self.close()
+
+    def end(self, error: AsrServerError) -> None:
+        """Stop now; `segments` raises the error at its next turn."""
+        self._failure = self._failure or error
+        self._changed.set()
+        self.close()
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice."""
+        self._closed = True
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.detach()
+        for stream in self._vad:
+            stream.close()
+        if self._aligner is not None:
+            self._aligner.forget(self._placed)
+        self._decodes.clear()
+
+    # What the scheduler calls
+
+    def offer(self) -> Offer | None:
+        """Offer no partials: nobody would see them."""
+        return None
+
+    def pull(self, now: float) -> Decode | None:
+        """Give no partials."""
+        return None
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Take in the answer to a decode."""
+        match outcome:
+            case Heard(piece=number, hypothesis=hypothesis):
+                self._heard(number, hypothesis)
+            case DecodeFailed(piece=number, error=error) | Lost(piece=number, error=error):
+                self._failed(number, error)
+            case _:
+                raise AssertionError("only finals are asked for")
+        self._go_on()
+
+    # Audio
+
+    def _open(self) -> None:
+        self._check()
+        assert not self._closed, "a recording is transcribed once"
+        self._vad = [self._workers.vad.open() for _ in self._tracks]
+        self._lane = self._workers.scheduler.attach(self)
+
+    async def _hear(self, block: Samples) -> None:
+        """Cut a block, and hand in the pieces that have ended."""
+        self.received += block.shape[1]
+        for track, samples in zip(self._tracks, block, strict=True):
+            track.append(samples)
+        await self._score()
+
+    async def _score(self) -> None:
+        for track, stream in zip(self._tracks, self._vad, strict=True):
+            while (frames := track.frames_to_score()) is not None:
+                track.scored(await self._scores_of(frames, stream))
+        self._go_on()
+
+    async def _scores_of(self, frames: Floats, stream: VadStream) -> Floats:
+        self._check()
+        try:
+            async with asyncio.timeout(_SCORE_TIMEOUT_S):
+                return await stream.score(frames)
+        except TimeoutError:
+            raise InternalError("Voice activity detection did not answer in time.") from None
+        except AsrServerError:
+            self._check()  # it was closed because the recording was ended
+            raise
+
+    # Pieces
+
+    def _go_on(self) -> None:
+        """Hand in every piece that can be decoded now, and let the one who iterates look anew."""
+        for track in self._tracks:
+            for piece, options in track.due():
+                piece.number = next(self._numbers)
+                cut = piece.cut
+                decode = Decode(track.channel, piece.number, StepKind.FINAL, cut.start, cut.end, cut.audio, options)
+                self._decodes[piece.number] = (piece, decode)
+                self._submit(decode)
+        self._changed.set()
+
+    def _submit(self, decode: Decode) -> None:
+        if self._lane is not None:
+            self._lane.submit(decode)
+
+    def _heard(self, number: int, hypothesis: Hypothesis) -> None:
+        assert self._lane is not None, "nothing is delivered to a lane that was given up"
+        self._lane.release(number)
+        piece, decode = self._decodes[number]
+        piece.hypothesis = hypothesis
+        if self._aligner is None or hypothesis.words or not hypothesis.text:
+            self._settle(number, hypothesis.words)
+            return
+        language = hypothesis.language or self._options.language
+        job = Align(number, decode.upto, decode.audio, hypothesis.text, language)
+        self._aligner.submit(job, self._placed, recorded=True)
+
+    def _placed(self, aligned: Aligned) -> None:
+        if aligned.piece in self._decodes:
+            self._settle(aligned.piece, aligned.words)
+            self._go_on()
+
+    def _settle(self, number: int, words: Sequence[Word]) -> None:
+        piece, _ = self._decodes.pop(number)
+        piece.settle(words)
+
+    def _failed(self, number: int, error: AsrServerError) -> None:
+        piece, decode = self._decodes[number]
+        piece.failures += 1
+        if piece.failures < ATTEMPTS and error.retryable:
+            self._submit(decode)
+        else:
+            self._failure = self._failure or error
+
+    # Segments
+
+    async def _next(self, most: int) -> list[Segment]:
+        """Return the next segments; none as soon as none is ready and fewer than so many pieces are incomplete."""
+        while True:
+            self._changed.clear()
+            self._check()
+            found = list(self._ready())
+            self._tell_progress()
+            if found or sum(track.incomplete for track in self._tracks) < most:
+                return found
+            await self._changed.wait()
+
+    def _ready(self) -> Iterator[Segment]:
+        """Take out the segments whose turn has come: nothing can begin before them any more."""
+        while True:
+            first = min(self._tracks, key=lambda track: track.earliest, default=None)
+            if first is None or not first.first_is_complete:
+                return
+            segment = first.take_first()
+            if segment is not None:
+                yield segment
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _tell_progress(self, *, over: bool = False) -> None:
+        done = self.received if over else min(self.received, *(track.earliest for track in self._tracks))
+        total_s = self.received / SAMPLE_RATE if over else self._media.duration_s
+        done_s = done / SAMPLE_RATE
+        self._progress(done_s, total_s if total_s is None else max(total_s, done_s))
+
+
+def transcribe_segments(
+    workers: Workers,
+    media: Media,
+    options: TranscribeOptions,
+    progress: Progress = lambda done_s, total_s: None,
+    session: SessionOptions | None = None,
+) -> AsyncGenerator[Segment]:
+    """Yield the segments of a recording, see `Recording.segments`."""
+    return Recording(workers, media, options, session, progress).segments()
+
+
+async def transcribe(
+    workers: Workers,
+    media: Media,
+    options: TranscribeOptions,
+    progress: Progress = lambda done_s, total_s: None,
+    session: SessionOptions | None = None,
+) -> Transcript:
+    """Return the transcript of a recording; raises what `Recording.segments` raises."""
+    return await transcript_of(Recording(workers, media, options, session, progress))
+
+
+async def transcript_of(recording: Recording) -> Transcript:
+    """Run a recording to its end."""
+    async with aclosing(recording.segments()) as segments:
+        found = [segment async for segment in segments]
+    return Transcript(tuple(sorted(found, key=lambda segment: segment.start)), recording.received)
