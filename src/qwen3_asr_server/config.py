@@ -118,6 +118,8 @@ class Settings(BaseSettings):
     """Realtime sessions at once; more are told to come back later."""
     max_sessions_per_key: int = Field(0, ge=0)
     """Realtime sessions at once for one key; 0 means no separate limit."""
+    max_recordings: int = Field(16, ge=1)
+    """Recordings transcribed at once; more are told to come back later. They share what live sessions leave."""
     ticket_ttl_s: float = Field(60, gt=0)
     """How long a browser's one-use ticket is good for, in seconds."""
 

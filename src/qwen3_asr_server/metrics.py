@@ -49,6 +49,9 @@ class Metrics:
         self.sessions_open = self._gauge("asr_sessions_open", "Realtime sessions that are open")
         self.sessions = self._counter("asr_sessions_total", "Realtime sessions that ended", "reason")
         self.sessions_refused = self._counter("asr_sessions_refused_total", "Connections not admitted", "reason")
+        self.recordings_open = self._gauge("asr_recordings_open", "Recordings that are transcribed now")
+        self.recordings = self._counter("asr_recordings_total", "Recordings that ended", "result")
+        self.recorded_seconds = self._counter("asr_recorded_seconds_total", "Audio of recordings that was transcribed")
         self.audio_received_seconds = self._counter("asr_audio_received_seconds_total", "Audio received")
         self.buffered_audio_seconds = self._gauge(
             "asr_buffered_audio_seconds", "Audio received and not heard yet, all sessions"

@@ -48,6 +48,14 @@ class DirectVadStream:
         answer = self.batcher.failure or self.batcher.model.score(frames, states)[0]
         asyncio.get_running_loop().call_later(self.batcher.score_s, self._deliver, deliver, answer)
 
+    async def score(self, frames: Any) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.submit(frames, answer.set_result)
+        scored = await answer
+        if isinstance(scored, Exception):
+            raise scored
+        return scored
+
     def _deliver(self, deliver: Callable[[Any], None], answer: Any) -> None:
         if not self.closed:
             deliver(answer)

@@ -39,6 +39,10 @@ Progress = Callable[[float, float | None], None]
 """Takes the seconds that are done and those there are in all, None while nobody knows. Must not block."""
 
 
+def no_progress(done_s: float, total_s: float | None) -> None:
+    """Tell nobody."""
+
+
 class Media(Protocol):
     """Audio that is read bit by bit."""
 
@@ -69,6 +73,7 @@ class Recording:
 
     Attributes:
         received: samples read so far; when all segments were told, the length of the recording.
+        finished: whether all segments were told.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class Recording:
         media: Media,
         options: TranscribeOptions,
         session: SessionOptions | None = None,
-        progress: Progress = lambda done_s, total_s: None,
+        progress: Progress = no_progress,
     ) -> None:
         self._workers = workers
         self._media = media
@@ -94,6 +99,7 @@ class Recording:
         self._failure: AsrServerError | None = None
         self._closed = False
         self.received = 0
+        self.finished = False
 
     async def segments(self) -> AsyncGenerator[Segment]:
         """Yield each segment as soon as it and all before it are there: of each channel, and by their pieces.
@@ -115,6 +121,7 @@ class Recording:
             while found := await self._next(1):
                 for segment in found:
                     yield segment
+            self.finished = True
             self._tell_progress(over=True)
         finally:
             self.close()
@@ -274,7 +281,7 @@ def transcribe_segments(
     workers: Workers,
     media: Media,
     options: TranscribeOptions,
-    progress: Progress = lambda done_s, total_s: None,
+    progress: Progress = no_progress,
     session: SessionOptions | None = None,
 ) -> AsyncGenerator[Segment]:
     """Yield the segments of a recording, see `Recording.segments`."""
@@ -285,7 +292,7 @@ async def transcribe(
     workers: Workers,
     media: Media,
     options: TranscribeOptions,
-    progress: Progress = lambda done_s, total_s: None,
+    progress: Progress = no_progress,
     session: SessionOptions | None = None,
 ) -> Transcript:
     """Return the transcript of a recording; raises what `Recording.segments` raises."""

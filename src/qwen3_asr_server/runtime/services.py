@@ -1,8 +1,8 @@
-"""Everything that lives as long as the server: engine, VAD, scheduler, admission, metrics, live sessions.
+"""Everything that lives as long as the server: engine, VAD, scheduler, admission, metrics, sessions, recordings.
 
-Built from the settings, started and stopped once by the application, asked for sessions by the WebSocket
-loop. The only part of the runtime that reads the settings; what it builds gets small option objects. Knows no
-protocol and no web framework.
+Built from the settings, started and stopped once by the application, asked for sessions by the WebSocket loop and for
+transcripts by the doors for files. The only part of the runtime that reads the settings; what it builds gets small
+option objects. Knows no protocol and no web framework.
 
     loading ──▶ ready ──▶ draining ──▶ stopped
        └──▶ failed ◀─┘
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from qwen3_asr_server.config import READERS, Settings
-from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig
+from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig, TurnDetection
 from qwen3_asr_server.engines import choose_engine, load_aligner
 from qwen3_asr_server.engines._aligner_memory import ALIGNER_BYTES
 from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine, EngineOptions
-from qwen3_asr_server.errors import AsrServerError, InternalError, Overloaded, ShuttingDown
+from qwen3_asr_server.errors import AsrServerError, InternalError, InvalidValue, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime._download import WebLimits
@@ -34,12 +34,15 @@ from qwen3_asr_server.runtime.aligning import AlignerDesk
 from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
 from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.models import ModelNames, build_engines, named_paths
+from qwen3_asr_server.runtime.offline import Media, Progress, Recording, no_progress, transcript_of
 from qwen3_asr_server.runtime.outbox import OutboxOptions
 from qwen3_asr_server.runtime.pool import Pool, PoolOptions, PoolStatus
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from qwen3_asr_server.runtime.sources import SourceLimits
 from qwen3_asr_server.runtime.telemetry import Latencies
 from qwen3_asr_server.session.options import SessionOptions
+from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.transcript import Transcript
 from qwen3_asr_server.vad import load_vad
 from qwen3_asr_server.vad._base import VadModel
 from qwen3_asr_server.vad._batcher import VadBatcher
@@ -48,6 +51,10 @@ _log = logging.getLogger(__name__)
 
 _BATCHED_STEPS: Final = 32
 """Steps at once, of each sort, on an engine that batches them."""
+_BATCHED_RECORDED: Final = 16
+"""Pieces of recordings at once on such an engine."""
+_DECODERS_RECORDED: Final = 2
+"""Pieces of recordings at once on an engine with a fixed number of streams, never more than half of these."""
 
 State = Literal["loading", "ready", "failed", "draining", "stopped"]
 Status = Literal["loading", "ready", "full", "restarting", "failed", "draining", "stopped"]
@@ -93,6 +100,7 @@ class Services:
         self._lazy = settings.model_loading == "lazy"
         self._workers: Workers | None = None
         self._live: set[LiveSession] = set()
+        self._recordings: set[Recording] = set()
         self._latencies = Latencies()
         self._nobody_left = asyncio.Event()
         self._nobody_left.set()
@@ -103,8 +111,10 @@ class Services:
         idle_unload_s = settings.idle_unload_s if self._lazy else 0.0
         self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died, self.aligner)
         self.admission = Admission(settings.max_sessions, settings.max_sessions_per_key)
+        self._recordings_admission = Admission(settings.max_recordings)
         self.outbox_options = OutboxOptions(settings.outbox_messages, settings.send_timeout_s)
         self.metrics.sessions_open.set_function(lambda: self.admission.in_use)
+        self.metrics.recordings_open.set_function(lambda: len(self._recordings))
         self.metrics.buffered_audio_seconds.set_function(lambda: self._buffered_s)
 
     @property
@@ -171,7 +181,7 @@ class Services:
 
     async def stop(self) -> None:
         """End what still lives and release everything. Safe to call twice, or without `start`."""
-        self.admission.close()
+        self._admit_nobody()
         self._end_all("shutdown", ShuttingDown("The server is shutting down."))
         workers, self._workers = self._workers, None
         if workers is not None:
@@ -182,15 +192,15 @@ class Services:
             self.state = "stopped"
 
     async def drain(self, timeout_s: float | None = None) -> None:
-        """Admit nobody any more and let every live session get its finals.
+        """Admit nobody any more, and let every live session get its finals and every recording come to its end.
 
         Args:
             timeout_s: after this long what still lives is ended; None takes the setting.
         """
         if self.state in ("loading", "ready"):
             self.state = "draining"
-        self.admission.close()
-        _log.info("draining", extra={"sessions": len(self._live)})
+        self._admit_nobody()
+        _log.info("draining", extra={"sessions": len(self._live), "recordings": len(self._recordings)})
         try:
             async with asyncio.timeout(self._settings.shutdown_timeout_s if timeout_s is None else timeout_s):
                 async with asyncio.TaskGroup() as group:
@@ -198,7 +208,8 @@ class Services:
                         group.create_task(live.submit(Finish()))
                 await self._nobody_left.wait()
         except TimeoutError:
-            _log.warning("sessions did not finish in time", extra={"sessions": len(self._live)})
+            left = {"sessions": len(self._live), "recordings": len(self._recordings)}
+            _log.warning("not all finished in time", extra=left)
             self._end_all("shutdown", ShuttingDown("The server is shutting down."))
 
     async def room_for(self, model: str) -> None:
@@ -233,12 +244,56 @@ class Services:
         with self._refusals_counted(), self.admission.admit(key_id):
             yield from self._serve(config, emit, model or self.models.default)
 
+    @contextmanager
+    def open_recording(
+        self,
+        media: Media,
+        options: TranscribeOptions,
+        progress: Progress = no_progress,
+        *,
+        model: str | None = None,
+    ) -> Iterator[Recording]:
+        """Admit a recording for the length of the `with` block; whoever opens it also iterates its segments.
+
+        Args:
+            media: its audio.
+            options: what is wanted of it; who leaves `turn_detection` as it is gets the threshold of the settings.
+            progress: told now and then how far it has come; called on the event loop, must not block.
+            model: by its name in `models`; None is the default. It stays loaded while the block runs.
+
+        Raises:
+            Overloaded: full, shutting down, another model is in use, or the server does not work.
+            InvalidValue: the model does not know the language.
+        """
+        name = model or self.models.default
+        if options.language is not None and options.language not in self.info_of(name).languages:
+            raise InvalidValue("The model does not know this language.", param="language")
+        with self._refusals_counted(), self._recordings_admission.admit():
+            yield from self._record(media, options, progress, name)
+
+    async def transcribe(
+        self,
+        media: Media,
+        options: TranscribeOptions,
+        progress: Progress = no_progress,
+        *,
+        model: str | None = None,
+    ) -> Transcript:
+        """Return the transcript of a recording; arguments and errors as for `open_recording`.
+
+        Raises:
+            AsrServerError: the audio cannot be read, or recognition failed.
+        """
+        with self.open_recording(media, options, progress, model=model) as recording:
+            return await transcript_of(recording)
+
     def stats(self) -> dict[str, object]:
         """Return the numbers for `/stats`."""
         return {
             "state": self.state,
             "uptime_s": round(self._clock() - self._started_at, 1),
             "sessions": {"open": self.admission.in_use, "max": self._settings.max_sessions},
+            "recordings": {"open": len(self._recordings), "max": self._settings.max_recordings},
             "buffered_audio_s": round(self._buffered_s, 1),
             "latency": self._latencies.summary(),
             "scheduler": self._workers.scheduler.stats() if self._workers else {},
@@ -263,6 +318,7 @@ class Services:
         options = SchedulerOptions(
             max_partials=steps,
             max_urgent=steps,
+            max_recorded=_recorded_at_once(self.engine_info),
             longest_interval_s=settings.streaming_chunk_size_sec,
             step_timeout_s=settings.decode_timeout_s + settings.queue_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
@@ -302,12 +358,11 @@ class Services:
             raise
 
     def _serve(self, config: SessionConfig, emit: Callable[[Event], None], model: str) -> Iterator[LiveSession]:
-        if self._workers is None or self.state == "failed":
-            raise Refused("The server is not ready; try again later.", reason="not_ready")
+        workers = self._ready_workers()
         if self._crowded:
             raise Refused("No recognition capacity is free; try again later.", reason="crowded")
         with self.pool.lease(model):
-            live = LiveSession(config, self._live_options(model), self._workers, emit)
+            live = LiveSession(config, self._live_options(model), workers, emit)
             self._live.add(live)
             self._nobody_left.clear()
             try:
@@ -315,12 +370,51 @@ class Services:
             finally:
                 live.end("aborted")
                 self._live.discard(live)
-                if not self._live:
-                    self._nobody_left.set()
+                self._somebody_left()
+
+    def _record(self, media: Media, options: TranscribeOptions, progress: Progress, model: str) -> Iterator[Recording]:
+        workers = self._ready_workers()
+        if options.turn_detection == TurnDetection():
+            options = replace(options, turn_detection=TurnDetection(threshold=self._settings.vad_threshold))
+        with self.pool.lease(model):
+            recording = Recording(workers, media, options, self._session_options(model), progress)
+            self._recordings.add(recording)
+            self._nobody_left.clear()
+            try:
+                yield recording
+            finally:
+                recording.close()
+                self.metrics.recordings.labels("finished" if recording.finished else "aborted").inc()
+                self.metrics.recorded_seconds.inc(recording.received / SAMPLE_RATE)
+                self._recordings.discard(recording)
+                self._somebody_left()
+
+    def _ready_workers(self) -> Workers:
+        if self._workers is None or self.state == "failed":
+            raise Refused("The server is not ready; try again later.", reason="not_ready")
+        return self._workers
+
+    def _somebody_left(self) -> None:
+        if not self._live and not self._recordings:
+            self._nobody_left.set()
+
+    def _admit_nobody(self) -> None:
+        self.admission.close()
+        self._recordings_admission.close()
 
     def _live_options(self, model: str) -> LiveOptions:
         settings = self._settings
-        session = SessionOptions(
+        return LiveOptions(
+            self._session_options(model),
+            max_append_s=settings.max_append_s,
+            buffer_high_s=settings.buffer_high_s,
+            buffer_low_s=settings.buffer_low_s,
+            log_transcripts=settings.log_transcripts,
+        )
+
+    def _session_options(self, model: str) -> SessionOptions:
+        settings = self._settings
+        return SessionOptions(
             default_language=self.info_of(model).default_language,
             max_utterance_s=settings.max_utterance_s,
             manual_max_s=settings.manual_max_s,
@@ -328,17 +422,12 @@ class Services:
             finish_timeout_s=settings.finish_timeout_s,
             align_words=self.aligner is not None,
         )
-        return LiveOptions(
-            session,
-            max_append_s=settings.max_append_s,
-            buffer_high_s=settings.buffer_high_s,
-            buffer_low_s=settings.buffer_low_s,
-            log_transcripts=settings.log_transcripts,
-        )
 
     def _end_all(self, reason: str, error: AsrServerError) -> None:
         for live in list(self._live):
             live.end(reason, error)
+        for recording in list(self._recordings):
+            recording.end(error)
 
     def _note_batch(self, rows: int, seconds: float) -> None:
         self.metrics.vad_batch_rows.observe(rows)
@@ -371,6 +460,13 @@ def source_limits(settings: Settings) -> SourceLimits:
         web=WebLimits(total_s=settings.fetch_timeout_s, trusted_networks=networks),
         roots=tuple(Path(folder) for folder in settings.recording_folders),
     )
+
+
+def _recorded_at_once(info: EngineInfo) -> int:
+    """Return how many pieces of recordings may run side by side while nobody speaks."""
+    if info.max_streams is None:
+        return _BATCHED_RECORDED
+    return max(1, min(_DECODERS_RECORDED, info.max_streams // 2))
 
 
 def _engines(settings: Settings) -> dict[str, Engine]:
