@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen3_asr_server.domain import SAMPLE_RATE, SessionConfig
 from qwen3_asr_server.engines._base import Engine
+from qwen3_asr_server.errors import EngineNotReady
 from qwen3_asr_server.messages import AppendBytes, Event
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
@@ -41,6 +42,7 @@ class DirectVadStream:
     batcher: DirectVad
     closed: bool = False
     resets: int = 0
+    asked: "asyncio.Future[Any] | None" = None
 
     def submit(self, frames: Any, deliver: Callable[[Any], None]) -> None:
         assert not self.closed
@@ -49,9 +51,9 @@ class DirectVadStream:
         asyncio.get_running_loop().call_later(self.batcher.score_s, self._deliver, deliver, answer)
 
     async def score(self, frames: Any) -> Any:
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.submit(frames, answer.set_result)
-        scored = await answer
+        self.asked = asyncio.get_running_loop().create_future()
+        self.submit(frames, self.asked.set_result)
+        scored = await self.asked
         if isinstance(scored, Exception):
             raise scored
         return scored
@@ -67,6 +69,8 @@ class DirectVadStream:
         if not self.closed:
             self.closed = True
             self.batcher.open_streams -= 1
+            if self.asked is not None and not self.asked.done():
+                self.asked.set_result(EngineNotReady("closed"))
 
 
 @dataclass
