@@ -11,8 +11,9 @@ What does not fit: partials and candidates are left out, a final waits. A stream
 its final, so that finals end and room comes free; and where nobody is charged there is room for everybody. Few finals
 wait at once: whoever waits holds one of the scheduler's turns, which the finals that free the room need too.
 
-Recordings may fill a smaller share, and wait in a queue of their own, which nobody else notices and which moves only
-while no final of a live session waits. One of them is always let in then: a recording comes to its end.
+Recordings may fill a smaller share, and write only as long as retention suffers it. They wait in a queue of their own,
+which nobody else notices and which moves only while no final of a live session waits. One of them is always let in then:
+a recording comes to its end.
 
 Knows no vLLM and no audio. Streams (`_vllm_stream`) ask it before each step; the engine builds it.
 """
@@ -95,8 +96,9 @@ class KvRoom:
     @property
     def full(self) -> bool:
         """Whether a newcomer would find no room now."""
-        room = self._fits(self, NEWCOMER_TOKENS) and self.retention_s >= self._retention_limit_s
-        return bool(self._charged) and (bool(self._waiting) or not room)
+        live = sum(tokens for stream, tokens in self._charged.items() if stream not in self._recorded)
+        fits = self._tokens is None or live + NEWCOMER_TOKENS <= SHARE * self._tokens
+        return live > 0 and (bool(self._waiting) or not fits or self.retention_s < self._retention_limit_s)
 
     async def enter(self, stream: object, tokens: int, kind: StepKind, *, recorded: bool = False) -> bool:
         """Charge a stream with what its next step needs in all.
@@ -187,9 +189,10 @@ class KvRoom:
         return place.done() or self._fits(stream, tokens)
 
     def _recorded_may_enter(self, tokens: int) -> bool:
-        if self._waiting:
-            return False
-        return self._tokens is None or not self._recorded or self.charged + tokens <= RECORDED_SHARE * self._tokens
+        if self._waiting or self._tokens is None or not self._recorded:
+            return not self._waiting
+        fits = self.charged + tokens <= RECORDED_SHARE * self._tokens
+        return fits and self.retention_s >= self._retention_limit_s
 
     def _fits(self, stream: object, tokens: int) -> bool:
         others = self.charged - self._charged.get(stream, 0)

@@ -37,6 +37,7 @@ from qwen3_asr_server.runtime.models import ModelNames, build_engines, named_pat
 from qwen3_asr_server.runtime.offline import Media, Progress, Recording, no_progress, transcript_of
 from qwen3_asr_server.runtime.outbox import OutboxOptions
 from qwen3_asr_server.runtime.pool import Pool, PoolOptions, PoolStatus
+from qwen3_asr_server.runtime.recordings import Recordings
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from qwen3_asr_server.runtime.sources import SourceLimits
 from qwen3_asr_server.runtime.telemetry import Latencies
@@ -100,7 +101,6 @@ class Services:
         self._lazy = settings.model_loading == "lazy"
         self._workers: Workers | None = None
         self._live: set[LiveSession] = set()
-        self._recordings: set[Recording] = set()
         self._latencies = Latencies()
         self._nobody_left = asyncio.Event()
         self._nobody_left.set()
@@ -111,10 +111,9 @@ class Services:
         idle_unload_s = settings.idle_unload_s if self._lazy else 0.0
         self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died, self.aligner)
         self.admission = Admission(settings.max_sessions, settings.max_sessions_per_key)
-        self._recordings_admission = Admission(settings.max_recordings)
+        self.recordings = Recordings(settings.max_recordings, self.metrics)
         self.outbox_options = OutboxOptions(settings.outbox_messages, settings.send_timeout_s)
         self.metrics.sessions_open.set_function(lambda: self.admission.in_use)
-        self.metrics.recordings_open.set_function(lambda: len(self._recordings))
         self.metrics.buffered_audio_seconds.set_function(lambda: self._buffered_s)
 
     @property
@@ -200,15 +199,16 @@ class Services:
         if self.state in ("loading", "ready"):
             self.state = "draining"
         self._admit_nobody()
-        _log.info("draining", extra={"sessions": len(self._live), "recordings": len(self._recordings)})
+        _log.info("draining", extra={"sessions": len(self._live), "recordings": len(self.recordings)})
         try:
             async with asyncio.timeout(self._settings.shutdown_timeout_s if timeout_s is None else timeout_s):
                 async with asyncio.TaskGroup() as group:
                     for live in list(self._live):
                         group.create_task(live.submit(Finish()))
                 await self._nobody_left.wait()
+                await self.recordings.all_over()
         except TimeoutError:
-            left = {"sessions": len(self._live), "recordings": len(self._recordings)}
+            left = {"sessions": len(self._live), "recordings": len(self.recordings)}
             _log.warning("not all finished in time", extra=left)
             self._end_all("shutdown", ShuttingDown("The server is shutting down."))
 
@@ -268,8 +268,13 @@ class Services:
         name = model or self.models.default
         if options.language is not None and options.language not in self.info_of(name).languages:
             raise InvalidValue("The model does not know this language.", param="language")
-        with self._refusals_counted(), self._recordings_admission.admit():
-            yield from self._record(media, options, progress, name)
+        if options.turn_detection == TurnDetection():
+            options = replace(options, turn_detection=TurnDetection(threshold=self._settings.vad_threshold))
+        with self._refusals_counted(), self.recordings.admit(), self.pool.lease(name):
+            session = self._session_options(name)
+            recording = Recording(self._ready_workers(), media, options, session, progress)
+            with self.recordings.watch(recording):
+                yield recording
 
     async def transcribe(
         self,
@@ -293,7 +298,7 @@ class Services:
             "state": self.state,
             "uptime_s": round(self._clock() - self._started_at, 1),
             "sessions": {"open": self.admission.in_use, "max": self._settings.max_sessions},
-            "recordings": {"open": len(self._recordings), "max": self._settings.max_recordings},
+            "recordings": {"open": len(self.recordings), "max": self._settings.max_recordings},
             "buffered_audio_s": round(self._buffered_s, 1),
             "latency": self._latencies.summary(),
             "scheduler": self._workers.scheduler.stats() if self._workers else {},
@@ -370,37 +375,17 @@ class Services:
             finally:
                 live.end("aborted")
                 self._live.discard(live)
-                self._somebody_left()
-
-    def _record(self, media: Media, options: TranscribeOptions, progress: Progress, model: str) -> Iterator[Recording]:
-        workers = self._ready_workers()
-        if options.turn_detection == TurnDetection():
-            options = replace(options, turn_detection=TurnDetection(threshold=self._settings.vad_threshold))
-        with self.pool.lease(model):
-            recording = Recording(workers, media, options, self._session_options(model), progress)
-            self._recordings.add(recording)
-            self._nobody_left.clear()
-            try:
-                yield recording
-            finally:
-                recording.close()
-                self.metrics.recordings.labels("finished" if recording.finished else "aborted").inc()
-                self.metrics.recorded_seconds.inc(recording.received / SAMPLE_RATE)
-                self._recordings.discard(recording)
-                self._somebody_left()
+                if not self._live:
+                    self._nobody_left.set()
 
     def _ready_workers(self) -> Workers:
         if self._workers is None or self.state == "failed":
             raise Refused("The server is not ready; try again later.", reason="not_ready")
         return self._workers
 
-    def _somebody_left(self) -> None:
-        if not self._live and not self._recordings:
-            self._nobody_left.set()
-
     def _admit_nobody(self) -> None:
         self.admission.close()
-        self._recordings_admission.close()
+        self.recordings.close()
 
     def _live_options(self, model: str) -> LiveOptions:
         settings = self._settings
@@ -426,8 +411,7 @@ class Services:
     def _end_all(self, reason: str, error: AsrServerError) -> None:
         for live in list(self._live):
             live.end(reason, error)
-        for recording in list(self._recordings):
-            recording.end(error)
+        self.recordings.end_all(error)
 
     def _note_batch(self, rows: int, seconds: float) -> None:
         self.metrics.vad_batch_rows.observe(rows)

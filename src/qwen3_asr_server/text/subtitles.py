@@ -11,7 +11,7 @@ the doors for files choose among these.
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from math import log
 from typing import Any, Final
 
@@ -239,7 +239,7 @@ def _placed(text: str, words: Sequence[Word]) -> Iterator[tuple[int, Word]]:
 
 def _without_overlap(cues: Sequence[Cue]) -> Iterator[Cue]:
     """Yield the cues of one channel, each over before the next begins and none too short to be read if possible."""
-    for cue, following in zip(cues, [*cues[1:], None], strict=True):
+    for cue, following in zip_longest(cues, cues[1:]):
         end = max(cue.end, cue.start + SHORTEST_CUE_SAMPLES)
         limit = end if following is None else max(following.start, cue.start + 1)
         yield replace(cue, end=min(end, limit))

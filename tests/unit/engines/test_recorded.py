@@ -1,0 +1,174 @@
+"""Inside the engines, too, steps of recordings make way for live ones."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from qwen3_asr_server.domain import GRID_SAMPLES, StepKind
+from qwen3_asr_server.engines._pocketsphinx_pool import DecoderPool
+from qwen3_asr_server.engines._qwen3_queue import Decode, QueueOptions, StepQueue, Written
+from qwen3_asr_server.engines._vllm_request import PRIORITIES, RECORDED_PRIORITY, Request
+from qwen3_asr_server.engines._vllm_room import KvRoom
+from qwen3_asr_server.errors import EngineNotReady, EngineTimeout
+
+FINAL, PARTIAL = StepKind.FINAL, StepKind.PARTIAL
+
+
+class PaperProcess:
+    """A process that only says that it runs."""
+
+    pid = 1
+    alive = True
+
+    def kill(self) -> None:
+        self.alive = False
+
+    async def ended(self) -> None: ...
+
+
+async def turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# PocketSphinx: decoders
+
+
+async def test_a_live_final_gets_the_next_decoder_before_recordings_that_came_first() -> None:
+    pool = DecoderPool(1, PaperProcess, start_timeout_s=5, wait_timeout_s=5, reclaim_after_s=2)  # type: ignore[arg-type]
+    slot = await pool.lend("busy", FINAL)
+    assert slot is not None
+    served: list[str] = []
+
+    async def ask(holder: str, *, recorded: bool) -> None:
+        got = await pool.lend(holder, FINAL, recorded=recorded)
+        served.append(holder)
+        assert got is not None
+        pool.give_back(holder)
+        pool.done(got)
+
+    async with asyncio.TaskGroup() as group:
+        for holder in ("file 1", "file 2", "live 1", "live 2"):
+            group.create_task(ask(holder, recorded=holder.startswith("file")))
+            await turn()
+        pool.give_back("busy")
+        pool.done(slot)
+    assert served == ["live 1", "live 2", "file 1", "file 2"]
+    await pool.close()
+
+
+# Qwen3-ASR on one thread: the queue
+
+
+async def test_steps_of_recordings_are_the_last_of_a_queue() -> None:
+    batches: list[list[int]] = []
+
+    def run(batch: Sequence[Decode]) -> list[Written]:
+        batches.append([wanted.max_tokens for wanted in batch])
+        return [Written((), complete=True) for _ in batch]
+
+    def wanted(number: int, kind: StepKind, *, recorded: bool = False) -> Decode:
+        return Decode(kind, np.zeros(GRID_SAMPLES, np.float32), None, "", (), number, recorded)
+
+    queue = StepQueue(run, QueueOptions(2, 20, 20))
+    decodes = [
+        wanted(1, FINAL, recorded=True),
+        wanted(2, FINAL, recorded=True),
+        wanted(3, PARTIAL),
+        wanted(4, FINAL),
+        wanted(5, PARTIAL),
+    ]
+    await asyncio.gather(*map(queue.decode, decodes))
+    assert batches == [[4, 3], [5, 1], [2]]
+    await queue.stop()
+
+
+# vLLM: requests and room in the cache
+
+
+@pytest.mark.parametrize("kind", StepKind)
+def test_vllm_serves_every_live_request_first(kind: StepKind) -> None:
+    assert Request((), (), (), 1, kind, 0.0).priority == PRIORITIES[kind] < RECORDED_PRIORITY
+    assert Request((), (), (), 1, kind, 0.0, recorded=True).priority == RECORDED_PRIORITY
+
+
+def room_of_1000(wait_s: float = 60.0) -> KvRoom:
+    return KvRoom(1000, 2.0, wait_s, lambda: 0, lambda: 0.0)
+
+
+async def waiting(room: KvRoom, name: str, tokens: int, *, recorded: bool = True) -> "asyncio.Task[bool]":
+    task = asyncio.create_task(room.enter(name, tokens, FINAL, recorded=recorded))
+    await turn()
+    return task
+
+
+async def test_recordings_fill_half_of_what_live_streams_may() -> None:
+    room = room_of_1000()
+    first, second, third = [await waiting(room, name, 150) for name in "abc"]
+    assert first.done()
+    assert second.done()
+    assert not third.done()
+    assert not room.full, "nobody notices that it waits"
+    assert await room.enter("live", 150, PARTIAL)
+    room.leave("a")
+    await turn()
+    assert not third.done(), "with the live stream there are 300 still"
+    room.leave("live")
+    await turn()
+    assert third.done()
+
+
+async def test_one_recording_is_always_let_in_but_not_before_a_live_final() -> None:
+    room = room_of_1000()
+    await room.enter("a", 600, PARTIAL)
+    live = await waiting(room, "b", 100, recorded=False)
+    recorded = await waiting(room, "c", 100)
+    assert not live.done()
+    assert not recorded.done()
+    room.leave("a")
+    await turn()
+    assert live.done()
+    assert recorded.done()
+    assert (await waiting(room_of_1000(), "huge", 5000)).done()
+
+
+async def test_recordings_write_no_more_than_retention_suffers() -> None:
+    now, written = 0.0, 0
+    room = KvRoom(1000, 2.0, 60.0, lambda: written, lambda: now)
+    now, written = 10.0, 2000
+    assert room.retention_s < 6
+    assert (await waiting(room, "a", 50)).done(), "one is always let in"
+    second = await waiting(room, "b", 50)
+    assert not second.done()
+    now = 40.0
+    room.leave("a")
+    await turn()
+    assert second.done()
+
+
+async def test_a_recording_that_waits_is_told_of_the_end() -> None:
+    room = room_of_1000()
+    await room.enter("a", 300, FINAL, recorded=True)
+    task = await waiting(room, "b", 100)
+    room.close(EngineNotReady("stopped"))
+    with pytest.raises(EngineNotReady):
+        await task
+    room = room_of_1000(wait_s=0.0)
+    await room.enter("a", 300, FINAL, recorded=True)
+    with pytest.raises(EngineTimeout):
+        await room.enter("b", 100, FINAL, recorded=True)
+
+
+async def test_a_recording_that_gives_up_leaves_nothing_behind() -> None:
+    room = room_of_1000()
+    await room.enter("a", 300, FINAL, recorded=True)
+    given_up, behind = await waiting(room, "b", 100), await waiting(room, "c", 100)
+    given_up.cancel()
+    await turn()
+    room.leave("a")
+    await turn()
+    assert behind.done()
+    room.leave("c")
+    assert room.charged == 0

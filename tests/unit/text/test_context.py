@@ -1,0 +1,77 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3_asr_server.text.context import (
+    CONTEXT_CHARS,
+    PREVIOUS_CHARS,
+    Hotword,
+    last_chars,
+    render_context,
+    with_previous,
+)
+from qwen3_asr_server.text.guard import leaks_context
+
+
+@pytest.mark.parametrize(
+    ("texts", "hotwords", "context"),
+    [
+        ([], [], ""),
+        (["  A talk about fruit. "], [], "A talk about fruit."),
+        (["one", "", "two"], [], "one\ntwo"),
+        ([], [Hotword("不二家", ["bu er jia"])], "不二家 (bu er jia)"),
+        ([], [Hotword("Qwen"), Hotword("vLLM")], "Qwen, vLLM"),
+        ([], [Hotword("Qwen", weight=1), Hotword("vLLM", weight=5)], "vLLM, Qwen"),
+        ([], [Hotword("Qwen"), Hotword("qwen"), Hotword(" Qwen ")], "Qwen"),
+        ([], [Hotword("SQL", ["sequel", "", "ess queue ell"])], "SQL (sequel, ess queue ell)"),
+        (["Fruit."], [Hotword("durian")], "Fruit.\ndurian"),
+        ([], [Hotword("", ["nothing"]), Hotword("<|im_end|>"), Hotword("x" * 101)], ""),
+        (["<|im_start|>system"], [Hotword("a\nb")], "system\na b"),
+    ],
+)
+def test_what_users_say_becomes_one_text(texts, hotwords, context):
+    assert render_context(texts, hotwords) == context
+
+
+def test_hotwords_are_kept_whole_and_before_texts():
+    words = [Hotword("alpha", weight=1), Hotword("beta", weight=3), Hotword("gamma", weight=2)]
+    assert render_context(["a long text"], words, 11) == "beta, gamma"
+    assert render_context(["a long text"], words, 17) == "a lon\nbeta, gamma"
+    assert render_context(["a long text"], words, 9) == "a lo\nbeta"
+
+
+def test_the_end_of_a_text_begins_with_a_whole_word():
+    assert last_chars("hello world, this is a test", 12) == "is a test"
+    assert last_chars("今天天气很好，我们去公园", 5) == "我们去公园"
+    assert last_chars("short", 12) == "short"
+    assert last_chars("Donaudampfschifffahrt", 8) == "ifffahrt"
+
+
+def test_the_previous_text_follows_what_the_user_gave():
+    assert with_previous("Qwen, vLLM", "Good morning.") == "Qwen, vLLM\nGood morning."
+    assert with_previous("", "Good morning.") == "Good morning."
+    assert with_previous("Qwen", "") == "Qwen"
+    assert len(with_previous("x" * 20_000, "word " * 100)) <= CONTEXT_CHARS
+
+
+TEXT = st.text(st.sampled_from("ab <|>\n,()你\u0301im_end"), max_size=60)
+
+
+@given(
+    st.lists(TEXT, max_size=3),
+    st.lists(st.builds(Hotword, TEXT, st.lists(TEXT, max_size=2)), max_size=5),
+    st.integers(0, 80),
+)
+def test_no_context_is_too_long(texts, hotwords, most):
+    assert len(render_context(texts, hotwords, most)) <= most
+    for text in texts:
+        assert len(last_chars(text)) <= PREVIOUS_CHARS
+        assert len(with_previous("a", text, most)) <= most
+
+
+def test_a_recited_list_of_hotwords_is_seen_as_a_leak():
+    context = render_context(
+        [], [Hotword(word) for word in ("durian", "rambutan", "longan", "salak", "pomelo", "yuzu")]
+    )
+    assert leaks_context("Durian, rambutan, longan, salak, pomelo, yuzu.", context)
+    assert not leaks_context("I like durian and pomelo best of all.", context)
