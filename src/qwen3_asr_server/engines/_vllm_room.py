@@ -12,8 +12,8 @@ its final, so that finals end and room comes free; and where nobody is charged t
 wait at once: whoever waits holds one of the scheduler's turns, which the finals that free the room need too.
 
 Recordings may fill a smaller share, and write only as long as retention suffers it. They wait in a queue of their own,
-which nobody else notices and which moves only while no final of a live session waits. One of them is always let in then:
-a recording comes to its end.
+which nobody else notices and which moves only while no final of a live session waits. One of them is always let in
+then: a recording comes to its end.
 
 Knows no vLLM and no audio. Streams (`_vllm_stream`) ask it before each step; the engine builds it.
 """
@@ -98,7 +98,8 @@ class KvRoom:
         """Whether a newcomer would find no room now."""
         live = sum(tokens for stream, tokens in self._charged.items() if stream not in self._recorded)
         fits = self._tokens is None or live + NEWCOMER_TOKENS <= SHARE * self._tokens
-        return live > 0 and (bool(self._waiting) or not fits or self.retention_s < self._retention_limit_s)
+        room = fits and self.retention_s >= self._retention_limit_s
+        return live > 0 and (bool(self._waiting) or not room)
 
     async def enter(self, stream: object, tokens: int, kind: StepKind, *, recorded: bool = False) -> bool:
         """Charge a stream with what its next step needs in all.
