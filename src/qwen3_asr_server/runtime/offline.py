@@ -31,8 +31,9 @@ from qwen3_asr_server.vad._batcher import VadStream
 
 MAX_PIECES: Final = 16
 """Pieces of a recording whose texts are awaited: at most 30 MB of audio. It is read no further meanwhile."""
-ATTEMPTS: Final = 3
-"""How often a piece is decoded before the recording fails."""
+RETRY_AFTER_S: Final = (2.0, 15.0)
+"""Pauses before a piece that failed is decoded again; after that many the recording fails. One that was lost with its
+engine is handed in at once, and waits for the next engine at the scheduler."""
 _SCORE_TIMEOUT_S: Final = 60.0
 
 Progress = Callable[[float, float | None], None]
@@ -95,6 +96,7 @@ class Recording:
         self._lane: Lane | None = None
         self._numbers = itertools.count()
         self._decodes: dict[int, tuple[RecordedPiece, Decode]] = {}
+        self._retries: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self._failure: AsrServerError | None = None
         self._closed = False
@@ -142,6 +144,8 @@ class Recording:
             stream.close()
         if self._aligner is not None:
             self._aligner.forget(self._placed)
+        for timer in self._retries.values():
+            timer.cancel()
         self._decodes.clear()
 
     # What the scheduler calls
@@ -159,8 +163,10 @@ class Recording:
         match outcome:
             case Heard(piece=number, hypothesis=hypothesis):
                 self._heard(number, hypothesis)
-            case DecodeFailed(piece=number, error=error) | Lost(piece=number, error=error):
-                self._failed(number, error)
+            case DecodeFailed(piece=number, error=error):
+                self._failed(number, error, lost=False)
+            case Lost(piece=number, error=error):
+                self._failed(number, error, lost=True)
             case _:
                 raise AssertionError("only finals are asked for")
         self._go_on()
@@ -235,13 +241,14 @@ class Recording:
         piece, _ = self._decodes.pop(number)
         piece.settle(words)
 
-    def _failed(self, number: int, error: AsrServerError) -> None:
+    def _failed(self, number: int, error: AsrServerError, *, lost: bool) -> None:
         piece, decode = self._decodes[number]
-        piece.failures += 1
-        if piece.failures < ATTEMPTS and error.retryable:
-            self._submit(decode)
-        else:
+        if piece.failures >= len(RETRY_AFTER_S) or not error.retryable:
             self._failure = self._failure or error
+            return
+        pause_s = 0.0 if lost else RETRY_AFTER_S[piece.failures]
+        piece.failures += 1
+        self._retries[number] = asyncio.get_running_loop().call_later(pause_s, self._submit, decode)
 
     # Segments
 
@@ -271,7 +278,7 @@ class Recording:
             raise self._failure
 
     def _tell_progress(self, *, over: bool = False) -> None:
-        done = self.received if over else min(self.received, *(track.earliest for track in self._tracks))
+        done = self.received if over else min([self.received, *(track.earliest for track in self._tracks)])
         total_s = self.received / SAMPLE_RATE if over else self._media.duration_s
         done_s = done / SAMPLE_RATE
         self._progress(done_s, total_s if total_s is None else max(total_s, done_s))

@@ -20,7 +20,7 @@ from qwen3_asr_server.errors import (
     InvalidValue,
     ShuttingDown,
 )
-from qwen3_asr_server.runtime.offline import ATTEMPTS, MAX_PIECES, Recording, transcribe_segments
+from qwen3_asr_server.runtime.offline import MAX_PIECES, RETRY_AFTER_S, Recording, transcribe_segments
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
@@ -28,6 +28,7 @@ from support.clock import clock, settle, virtual_time
 from support.fake_engine import FakeEngine, FakeStream
 from support.recorded import MemoryMedia, studio, tones
 
+ATTEMPTS = 1 + len(RETRY_AFTER_S)
 PAUSE = (1.0, 0.0)
 
 
@@ -343,8 +344,10 @@ async def test_an_aligner_that_fails_costs_a_segment_its_words_and_one_that_dies
 async def test_a_piece_that_fails_is_tried_again():
     engine = FakeEngine(failures=deque([EngineTimeout("slow")] * (ATTEMPTS - 1)))
     async with studio(engine) as place:
+        began = clock()
         assert len((await place.transcribe(utterances(1))).segments) == 1
         assert len(engine.steps) == ATTEMPTS
+        assert clock() - began == pytest.approx(sum(RETRY_AFTER_S))
 
 
 @virtual_time
@@ -354,6 +357,17 @@ async def test_but_not_for_ever():
         with pytest.raises(EngineTimeout):
             await place.transcribe(utterances(1))
         assert len(engine.steps) == ATTEMPTS
+
+
+@virtual_time
+async def test_what_is_ended_is_not_tried_again():
+    engine = FakeEngine(failures=deque([EngineTimeout("slow")]))
+    async with studio(engine) as place:
+        running = asyncio.create_task(place.transcribe(utterances(1)))
+        await asyncio.sleep(1)
+        running.cancel()
+        await asyncio.sleep(60)
+        assert len(engine.steps) == 1
 
 
 @virtual_time
