@@ -111,8 +111,9 @@ class Recording:
             AsrServerError: recognition failed, or was ended.
         """
         self._open()
+        blocks = self._media.blocks()
         try:
-            async for block in self._media.blocks():
+            async for block in blocks:
                 await self._hear(block)
                 while found := await self._next(MAX_PIECES):
                     for segment in found:
@@ -127,6 +128,8 @@ class Recording:
             self._tell_progress(over=True)
         finally:
             self.close()
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
 
     def end(self, error: AsrServerError) -> None:
         """Stop now; `segments` raises the error at its next turn."""
@@ -261,7 +264,7 @@ class Recording:
             self._tell_progress()
             if found or sum(track.incomplete for track in self._tracks) < most:
                 return found
-            await self._changed.wait()
+            await self._changed.wait()  # scheduler and aligner keep the deadlines: each piece is answered some day
 
     def _ready(self) -> Iterator[Segment]:
         """Take out the segments whose turn has come: nothing can begin before them any more."""

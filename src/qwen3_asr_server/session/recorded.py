@@ -176,7 +176,7 @@ class RecordedTrack:
         self._rest = None
         if piece.cut.overlapped:
             segment, self._rest = merge_overlapping(segment, self._segment(self.pieces[0]))
-        segment = segment.bounded(self._floor)
+        segment = segment.bounded(self._floor, self._cutter.received)
         self._floor = segment.end
         return segment if segment.text else None
 

@@ -31,13 +31,13 @@ class Segment:
     confidence: float | None = None
     """Probability in [0, 1], where the engine has one."""
 
-    def bounded(self, floor: int) -> "Segment":
-        """Return it with times that are in order, none before `floor`, and wide enough for its words."""
+    def bounded(self, floor: int, ceiling: int) -> "Segment":
+        """Return it with times in order from `floor` to `ceiling`, the later one, and wide enough for its words."""
         words: list[Word] = []
         last = floor
         for word in self.words:
-            start = max(last, word.start)
-            last = max(start, word.end)
+            start = max(last, min(word.start, ceiling))
+            last = max(start, min(word.end, ceiling))
             words.append(replace(word, start=start, end=last))
         start = max(floor, min([self.start, *(word.start for word in words[:1])]))
         return replace(self, start=start, end=max(start + 1, self.end, last), words=tuple(words))

@@ -63,17 +63,18 @@ def test_without_words_only_the_texts_are_merged():
 TIMES = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 40)), max_size=6)
 
 
-@given(TIMES, st.integers(0, 120), st.integers(0, 99), st.integers(1, 50))
-def test_bounded_times_are_in_order(times, floor, start, length):
+@given(TIMES, st.integers(0, 120), st.integers(0, 99), st.integers(1, 50), st.integers(0, 60))
+def test_bounded_times_are_in_order(times, floor, start, length, more):
     given_words = tuple(Word("w", at, at + long) for at, long in times)
-    segment = Segment("w", start, start + length, words=given_words).bounded(floor)
+    segment = Segment("w", start, start + length, words=given_words).bounded(floor, floor + more)
     marks = [floor, segment.start, *(t for w in segment.words for t in (w.start, w.end)), segment.end]
     assert marks == sorted(marks)
     assert segment.start < segment.end
     assert len(segment.words) == len(times)
+    assert all(word.end <= floor + more for word in segment.words)
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_times_in_order_stay_as_they_are(start, length):
     segment = Segment("w", start, start + length, words=(Word("w", start, start + length),))
-    assert segment.bounded(start) == segment
+    assert segment.bounded(start, start + length) == segment
