@@ -46,10 +46,11 @@ def test_the_pieces_are_those_of_a_live_session(script, turn, size, odd):
     samples = np.concatenate([audio(script), np.full(odd, 0.7, np.float32)])
     live = Sim(SessionConfig(turn_detection=turn), Random(1), OPTIONS, skips=0.0)
     live.run([*packets(samples, [size]), Finish()])
-    finals = {job.piece: job for job in live.decoded if job.kind is not StepKind.PARTIAL}  # the last of each piece
+    last = {job.piece: job for job in live.decoded if job.kind is not StepKind.PARTIAL}
+    finals = [last[piece] for piece in sorted(last)]
     cuts = cuts_of(samples, turn, size=size)
-    assert [(cut.start, cut.end) for cut in cuts] == [(job.start, job.upto) for job in finals.values()]
-    for cut, job in zip(cuts, finals.values(), strict=True):
+    assert [(cut.start, cut.end) for cut in cuts] == [(job.start, job.upto) for job in finals]
+    for cut, job in zip(cuts, finals, strict=True):
         assert np.array_equal(cut.audio, job.audio)
 
 
