@@ -1,7 +1,7 @@
-"""The command line: `serve` (the default), `doctor` and `download`. The only module that prints.
+"""The command line: `serve` (the default), `transcribe`, `doctor` and `download`.
 
 Turns arguments into settings, settings into a server, and every failure at start into one sentence and exit
-status 1. Knows no protocol and no engine by name.
+status 1. Knows no protocol and no engine by name. What `transcribe` does is in `cli_transcribe`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import ValidationError
 
-from qwen3_asr_server import __version__, logs
+from qwen3_asr_server import __version__, cli_transcribe, logs
 from qwen3_asr_server.config import Settings, explain
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady
 
@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     options = _parser().parse_args(arguments)
     try:
-        settings = Settings(**_overrides(options))
+        given = {name: value for name, value in vars(options).items() if name != "command"}
+        settings = Settings(**{name: given.pop(name) for name in given.keys() & Settings.model_fields.keys()})
         logs.configure(settings.log_level, settings.log_format)
-        status: int = options.command(settings)
+        status: int = options.command(settings, **given)
     except ValidationError as error:
         status = _fail(f"The settings are wrong. {explain(error)}")
     except UnicodeDecodeError:  # of the only file that is read this early
@@ -72,6 +73,26 @@ def serve(settings: Settings) -> int:
         tune_process()
         server.run(sockets=[listener])
     return _fail(server.state.failure) if server.state.failure else 0
+
+
+def transcribe(settings: Settings, **wishes: Any) -> int:
+    """Write the transcripts of recordings; return the exit status.
+
+    Args:
+        settings: how the engine runs.
+        wishes: see `cli_transcribe.Wishes`.
+    """
+    from qwen3_asr_server.cli_transcribe import Wishes, run
+    from qwen3_asr_server.runtime.services import Services, media_limits
+
+    if settings.log_level != "debug":  # what goes wrong is told in one sentence; the log would tell it again
+        logging.getLogger().setLevel(logging.ERROR)
+    # These weights and no others, loaded before the first file.
+    settings = settings.model_copy(update={"model_loading": "eager", "qwen3_asr_other_models": []})
+    services = Services(settings)
+    info = services.engine_info
+    warnings = list(settings.engine_warnings(info.name)) + ([] if info.production else [info.description])
+    return run(services, media_limits(settings), Wishes(**wishes), warnings)
 
 
 def doctor(settings: Settings) -> int:
@@ -114,41 +135,48 @@ def download(settings: Settings) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # SUPPRESS leaves out what was not given, so that a command's parser does not undo a flag before it.
-    settings = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = settings.add_argument_group("settings", "each also by environment or .env; see docs/configuration.md")
-    group.add_argument("--host", dest="server_host", metavar="ADDRESS", help="address to listen on (SERVER_HOST)")
-    group.add_argument("--port", dest="server_port", metavar="PORT", help="port to listen on (SERVER_PORT)")
-    group.add_argument("--engine", metavar="NAME", help="which recogniser runs, or auto (ENGINE)")
-    group.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (LOG_LEVEL)")
+    settings, address = _shared_flags()
     parser = argparse.ArgumentParser(
         prog="qwen3-asr-server",
-        description="Realtime speech recognition that speaks the DashScope Qwen-ASR protocol.",
-        parents=[settings],
+        description="Speech recognition, live by the DashScope Qwen-ASR protocol and of recordings.",
+        parents=[settings, address],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=serve)
-    commands = parser.add_subparsers(title="commands", metavar="{serve,doctor,download}")
+    commands = parser.add_subparsers(title="commands", metavar="{serve,transcribe,doctor,download}")
     subs = {}
     for command, text in (
         (serve, "serve until stopped; what happens without a command"),
+        (transcribe, "write the transcripts of recordings, without a server"),
         (doctor, "say what is installed and whether it would work; exit status 1 if not"),
         (download, "fetch weights from a hub (MODEL_HUB), with progress"),
     ):
-        sub = subs[command] = commands.add_parser(command.__name__, help=text, description=text, parents=[settings])
+        flags = [settings] if command is transcribe else [settings, address]
+        sub = subs[command] = commands.add_parser(
+            command.__name__, help=text, description=text, parents=flags, argument_default=argparse.SUPPRESS
+        )
         sub.set_defaults(command=command)
+    cli_transcribe.add_arguments(subs[transcribe])
     subs[download].add_argument(
         "qwen3_asr_model_path",
         metavar="MODEL",
         nargs="?",
-        default=argparse.SUPPRESS,
         help="name on the hub, such as Qwen/Qwen3-ASR-0.6B; that of QWEN3_ASR_MODEL_PATH when left out",
     )
     return parser
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(options).items() if name != "command"}
+def _shared_flags() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the flags of all commands, and those of commands that care about the address."""
+    # SUPPRESS leaves out what was not given, so that a command's parser does not undo a flag before it.
+    settings, address = (argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS) for _ in range(2))
+    group = settings.add_argument_group("settings", "each also by environment or .env; see docs/configuration.md")
+    group.add_argument("--engine", metavar="NAME", help="which recogniser runs, or auto (ENGINE)")
+    group.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (LOG_LEVEL)")
+    group = address.add_argument_group("address")
+    group.add_argument("--host", dest="server_host", metavar="ADDRESS", help="address to listen on (SERVER_HOST)")
+    group.add_argument("--port", dest="server_port", metavar="PORT", help="port to listen on (SERVER_PORT)")
+    return settings, address
 
 
 def _listen(host: str, port: int) -> socket.socket:

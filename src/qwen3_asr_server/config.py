@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         Args:
             engine: name of the one that runs; None leaves out what depends on it.
         """
-        found = list(self._engine_warnings(engine)) if engine else []
+        found = list(self.engine_warnings(engine)) if engine else []
         if not self.api_keys and not _is_loopback(self.server_host):
             found.append(
                 f"Everyone who reaches {self.server_host}:{self.server_port} may use this server: "
@@ -197,7 +197,8 @@ class Settings(BaseSettings):
             found.append("LOG_TRANSCRIPTS is on: what people say is written to the log.")
         return found
 
-    def _engine_warnings(self, engine: str) -> Iterator[str]:
+    def engine_warnings(self, engine: str) -> Iterator[str]:
+        """Yield what is set in vain, or unwisely, with this engine."""
         # Settings that still have their default may come from a copy of .env.example: nobody meant them.
         fields, known = type(self).model_fields, {reader for readers in READERS.values() for reader in readers}
         changed = [name for name in READERS if getattr(self, name) != fields[name].default]

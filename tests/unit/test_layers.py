@@ -31,7 +31,12 @@ ALLOWED = {
     "protocols": VALUES | TOOLS,
     "runtime": VALUES | TOOLS | LEAVES | {"engines", "vad", "session"},
     "frontends": VALUES | TOOLS | LEAVES | {"engines", "vad", "session", "runtime", "protocols"},
-    "cli": VALUES | TOOLS | LEAVES | {"engines", "vad", "session", "runtime", "protocols", "frontends"},
+    "cli_transcribe": VALUES | TOOLS | {"session", "runtime"},
+    "cli": {"cli_transcribe"}
+    | VALUES
+    | TOOLS
+    | LEAVES
+    | {"engines", "vad", "session", "runtime", "protocols", "frontends"},
     "__main__": {"cli"},
     "__init__": set(),
 }
