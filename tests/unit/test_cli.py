@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qwen3_asr_server import __version__, cli
+from qwen3_asr_server.cli_transcribe import EXIT_CODES
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.engines import load_engine
 from qwen3_asr_server.engines._base import EngineOptions
@@ -73,9 +74,33 @@ def test_help_names_commands_and_flags(capsys: pytest.CaptureFixture[str], argum
     assert run(*arguments) == 0
     text = capsys.readouterr().out
     expected = ["--host", "--port", "--engine", "--log-level"] + (
-        ["serve", "doctor", "download"] if arguments == ["--help"] else []
+        ["serve", "transcribe", "doctor", "download"] if arguments == ["--help"] else []
     )
     assert all(word in text for word in expected)
+
+
+def test_help_of_transcribe_names_its_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("transcribe", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    flags = ("--language", "--words", "--context", "--format", "--output-dir", "--stdout", "--channels", "--model")
+    assert all(word in text for word in (*flags, "--force", "--quiet", "--engine", "--log-level", EXIT_CODES))
+    assert "--port" not in text
+
+
+def test_transcribe_is_given_its_flags_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Settings, dict[str, Any]]] = []
+
+    def transcribe(settings: Settings, **wishes: Any) -> int:
+        """Record."""
+        seen.append((settings, wishes))
+        return 0
+
+    monkeypatch.setattr(cli, "transcribe", transcribe)
+    flags = ["--engine", "x", "a.wav", "b.mp4", "--model", "folder", "--language", "en", "--words", "--format", "srt"]
+    assert run("transcribe", *flags) == 0
+    settings, wishes = seen[0]
+    assert (settings.engine, settings.qwen3_asr_model_path) == ("x", "folder")
+    assert wishes == {"files": [Path("a.wav"), Path("b.mp4")], "language": "en", "words": True, "form": "srt"}
 
 
 @pytest.mark.parametrize("place", ["none", "before", "after"])
