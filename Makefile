@@ -7,7 +7,7 @@ SYNC := $(UV) sync --inexact --locked
 
 .DEFAULT_GOAL := help
 .PHONY: help prod-setup dev-setup sync sync-demo sync-all lock start \
-	test test-basic test-sdk test-vad test-system test-vllm check fmt lint types generate \
+	test test-basic test-sdk test-vad test-system test-long test-vllm check fmt lint types generate \
 	bench bench-steps bench-stream bench-report clean clean-all
 
 help: ## Print this list
@@ -60,6 +60,10 @@ test-sdk: ## Old and new SDK versions, each in its own environment under .venvs/
 test-system: ## The demo page in a real browser; installs Debian's chromium when run as root
 	$(SYNC)
 	scripts/test_system.sh
+
+test-long: ## Three hours of speech as one recording, and the memory that takes; about two hours
+	$(SYNC)
+	$(RUN) python scripts/long_recording.py
 
 # Keep it in order
 
