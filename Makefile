@@ -61,7 +61,7 @@ test-system: ## The demo page in a real browser; installs Debian's chromium when
 	$(SYNC)
 	scripts/test_system.sh
 
-test-long: ## Three hours of speech as one recording, and the memory that takes; about two hours
+test-long: ## Three hours of speech as one recording, and the memory it takes; half an hour or more
 	$(SYNC)
 	$(RUN) python scripts/long_recording.py
 

@@ -2,7 +2,7 @@
 
 Loops the paragraph of `tests/data/speech` into one FLAC file, transcribes it as every door does, and watches the
 memory of this process and all its children. Fails if it grows by more than `MOST_MEMORY_MB`, if more than
-`MOST_DECODERS` work at once, or if text is missing. Linux only.
+`MOST_DECODERS` work at once, or if audio or text is missing. Linux only.
 """
 
 import argparse
@@ -38,13 +38,13 @@ def main() -> int:
     minutes = parser.parse_args().minutes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.flac"
-        write_looped(path, minutes * 60)
-        print(f"{minutes:g} min of speech, {path.stat().st_size / 1e6:.0f} MB as FLAC", flush=True)
-        return asyncio.run(transcribe(path))
+        length = write_looped(path, minutes * 60)
+        print(f"{length / SAMPLE_RATE / 60:.1f} min of speech, {path.stat().st_size / 1e6:.0f} MB as FLAC", flush=True)
+        return asyncio.run(transcribe(path, length))
 
 
-def write_looped(path: Path, length_s: float) -> None:
-    """Write speech that goes on for so long, and a whole number of clips."""
+def write_looped(path: Path, length_s: float) -> int:
+    """Write whole clips until there is so much; return the length in samples."""
     with av.open(str(_CLIP)) as clip:
         speech = np.concatenate([frame.to_ndarray().reshape(-1) for frame in clip.decode(audio=0)])
     written = 0
@@ -57,6 +57,7 @@ def write_looped(path: Path, length_s: float) -> None:
                 container.mux(stream.encode(frame))
                 written += len(block)
         container.mux(stream.encode(None))
+    return written
 
 
 def blocks_of(speech: npt.NDArray[np.int16]) -> Iterator[npt.NDArray[np.int16]]:
@@ -65,7 +66,7 @@ def blocks_of(speech: npt.NDArray[np.int16]) -> Iterator[npt.NDArray[np.int16]]:
         yield speech[start : start + SAMPLE_RATE]
 
 
-async def transcribe(path: Path) -> int:
+async def transcribe(path: Path, length: int) -> int:
     """Transcribe a file, print what that took, and return 1 if it was too much."""
     # This is about memory; other work may share the machine.
     settings = Settings(_env_file=None, engine="pocketsphinx", decode_timeout_s=60)
@@ -92,7 +93,8 @@ async def transcribe(path: Path) -> int:
     print(f"{length_s / 60:.1f} min in {wall_s / 60:.1f} min, RTF {wall_s / length_s:.2f}, {decoders} decoders at once")
     print(f"{len(transcript.segments)} segments, {words_a_minute:.0f} words a minute")
     print(f"memory: {idle_mb:.0f} MB idle, {peak_mb:.0f} MB peak, {peak_mb - idle_mb:.0f} MB above idle")
-    fine = peak_mb - idle_mb < MOST_MEMORY_MB and decoders <= MOST_DECODERS and words_a_minute > FEWEST_WORDS_A_MINUTE
+    small = peak_mb - idle_mb < MOST_MEMORY_MB and decoders <= MOST_DECODERS
+    fine = small and transcript.duration == length and words_a_minute > FEWEST_WORDS_A_MINUTE
     print("fine" if fine else "FAILED", flush=True)
     return 0 if fine else 1
 

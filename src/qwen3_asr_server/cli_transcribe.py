@@ -44,6 +44,7 @@ _ENDINGS: Final[dict[Format, str]] = {
     "verbose_json": ".json",
 }
 _SHOWN_EVERY_S: Final = 0.1
+_STANDARD_OUTPUT: Final = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ def run(services: "Services", limits: "MediaLimits", wishes: Wishes, warnings: S
     screen = Screen(wishes.quiet)
     try:
         jobs = jobs_of(wishes)
-        _check(wishes, services.engine_info)
+        _check_language(wishes, services.engine_info)
+        _make_folder(wishes)
     except Misused as misuse:
         screen.tell(str(misuse))
         return 2
@@ -132,7 +134,7 @@ def jobs_of(wishes: Wishes) -> list[Job]:
     Raises:
         Misused: two files would be written to one place, or one over a recording.
     """
-    if wishes.stdout or wishes.output_dir == Path("-"):
+    if wishes.stdout or wishes.output_dir == _STANDARD_OUTPUT:
         if wishes.form in ("srt", "vtt") and len(wishes.files) > 1:
             raise Misused(f"Only one {wishes.form} fits on standard output.")
         return [Job(source, None) for source in wishes.files]
@@ -219,7 +221,8 @@ class _Run:
                 self._screen.note("Starting the engine")
                 await self._services.start()
             for number, job in enumerate(possible, 1):
-                failed += not await self._done(job, f"{_shown(job.source)} ({number} of {len(possible)})")
+                place = f" ({number} of {len(possible)})" if len(possible) > 1 else ""
+                failed += not await self._done(job, _shown(job.source) + place)
         finally:
             self._screen.clear()
             await self._services.stop()
@@ -313,12 +316,15 @@ def _place(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def _check(wishes: Wishes, info: "EngineInfo") -> None:
+def _check_language(wishes: Wishes, info: "EngineInfo") -> None:
     if wishes.language is not None and wishes.language not in info.languages:
         known = ", ".join(sorted(info.languages))
         raise Misused(f"The engine {info.name} does not know the language {wishes.language}; it knows {known}.")
+
+
+def _make_folder(wishes: Wishes) -> None:
     folder = wishes.output_dir
-    if folder is not None and folder != Path("-"):
+    if folder is not None and folder != _STANDARD_OUTPUT:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
