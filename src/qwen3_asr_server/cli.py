@@ -1,7 +1,7 @@
 """The command line: `serve` (the default), `transcribe`, `doctor` and `download`.
 
 Turns arguments into settings, settings into a server, and every failure at start into one sentence and exit
-status 1. Knows no protocol and no engine by name. What `transcribe` does is in `cli_transcribe`.
+status 1. Knows no protocol and no engine by name. What `transcribe` does is in `commands`.
 """
 
 import argparse
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import ValidationError
 
-from qwen3_asr_server import __version__, cli_transcribe, logs
+from qwen3_asr_server import __version__, logs
+from qwen3_asr_server.commands._jobs import Wishes
+from qwen3_asr_server.commands.transcribe import add_arguments, transcribe_files
 from qwen3_asr_server.config import Settings, explain
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady
 
@@ -80,9 +82,8 @@ def transcribe(settings: Settings, **wishes: Any) -> int:
 
     Args:
         settings: how the engine runs.
-        wishes: see `cli_transcribe.Wishes`.
+        wishes: see `commands._jobs.Wishes`.
     """
-    from qwen3_asr_server.cli_transcribe import Wishes, run
     from qwen3_asr_server.runtime.services import Services, media_limits
 
     if settings.log_level != "debug":  # what goes wrong is told in one sentence; the log would tell it again
@@ -92,7 +93,7 @@ def transcribe(settings: Settings, **wishes: Any) -> int:
     services = Services(settings)
     info = services.engine_info
     warnings = list(settings.engine_warnings(info.name)) + ([] if info.production else [info.description])
-    return run(services, media_limits(settings), Wishes(**wishes), warnings)
+    return transcribe_files(services, media_limits(settings), Wishes(**wishes), warnings)
 
 
 def doctor(settings: Settings) -> int:
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
             command.__name__, help=text, description=text, parents=flags, argument_default=argparse.SUPPRESS
         )
         sub.set_defaults(command=command)
-    cli_transcribe.add_arguments(subs[transcribe])
+    add_arguments(subs[transcribe])
     subs[download].add_argument(
         "qwen3_asr_model_path",
         metavar="MODEL",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qwen3_asr_server import __version__, cli
-from qwen3_asr_server.cli_transcribe import EXIT_CODES
+from qwen3_asr_server.commands.transcribe import EXIT_CODES
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.engines import load_engine
 from qwen3_asr_server.engines._base import EngineOptions

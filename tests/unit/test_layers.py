@@ -31,12 +31,8 @@ ALLOWED = {
     "protocols": VALUES | TOOLS,
     "runtime": VALUES | TOOLS | LEAVES | {"engines", "vad", "session"},
     "frontends": VALUES | TOOLS | LEAVES | {"engines", "vad", "session", "runtime", "protocols"},
-    "cli_transcribe": VALUES | TOOLS | {"session", "runtime"},
-    "cli": {"cli_transcribe"}
-    | VALUES
-    | TOOLS
-    | LEAVES
-    | {"engines", "vad", "session", "runtime", "protocols", "frontends"},
+    "commands": VALUES | TOOLS | {"session", "runtime"},
+    "cli": {"commands"} | VALUES | TOOLS | LEAVES | {"engines", "vad", "session", "runtime", "protocols", "frontends"},
     "__main__": {"cli"},
     "__init__": set(),
 }

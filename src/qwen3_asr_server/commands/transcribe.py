@@ -11,15 +11,23 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
+from qwen3_asr_server.commands._jobs import (
+    Format,
+    Job,
+    Misused,
+    Wishes,
+    jobs_of,
+    make_folder,
+    obstacle,
+    shown,
+    write,
+)
+from qwen3_asr_server.commands._screen import Screen
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.text.languages import find
 
@@ -29,54 +37,10 @@ if TYPE_CHECKING:
     from qwen3_asr_server.runtime.services import Services
     from qwen3_asr_server.text.transcript import Transcript
 
-Format = Literal["text", "json", "srt", "vtt", "verbose_json"]
-
 EXIT_CODES: Final = (
     "exit status: 0 all is written; 1 something failed, and standard error says what; 2 the command line is wrong, "
     "and nothing was done; 130 ended by Ctrl-C, files that were finished stay"
 )
-
-_ENDINGS: Final[dict[Format, str]] = {
-    "text": ".txt",
-    "json": ".json",
-    "srt": ".srt",
-    "vtt": ".vtt",
-    "verbose_json": ".json",
-}
-_SHOWN_EVERY_S: Final = 0.1
-_STANDARD_OUTPUT: Final = Path("-")
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the command line asks for."""
-
-    files: Sequence[Path]
-    language: str | None = None
-    """Wire code; None detects it."""
-    words: bool = False
-    context: str = ""
-    form: Format = "text"
-    output_dir: Path | None = None
-    """None writes beside each input; `-` means standard output."""
-    stdout: bool = False
-    channels: bool = False
-    """Keep the channels apart."""
-    force: bool = False
-    quiet: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A recording and where its transcript goes."""
-
-    source: Path
-    target: Path | None
-    """None is standard output."""
-
-
-class Misused(Exception):
-    """The command line asks for what cannot be done. The message is for its user."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress and no warnings")
 
 
-def run(services: "Services", limits: "MediaLimits", wishes: Wishes, warnings: Sequence[str] = ()) -> int:
+def transcribe_files(services: "Services", limits: "MediaLimits", wishes: Wishes, warnings: Sequence[str] = ()) -> int:
     """Transcribe all files and return the exit status, see `EXIT_CODES`.
 
     Args:
@@ -119,87 +83,13 @@ def run(services: "Services", limits: "MediaLimits", wishes: Wishes, warnings: S
     try:
         jobs = jobs_of(wishes)
         _check_language(wishes, services.engine_info)
-        _make_folder(wishes)
+        make_folder(wishes)
     except Misused as misuse:
         screen.tell(str(misuse))
         return 2
     for warning in [*warnings, *_vain(wishes, services.engine_info)]:
         screen.warn(warning)
     return asyncio.run(_Run(services, limits, wishes, screen).all(jobs))
-
-
-def jobs_of(wishes: Wishes) -> list[Job]:
-    """Return what is to be read and written.
-
-    Raises:
-        Misused: two files would be written to one place, or one over a recording.
-    """
-    if wishes.stdout or wishes.output_dir == _STANDARD_OUTPUT:
-        if wishes.form in ("srt", "vtt") and len(wishes.files) > 1:
-            raise Misused(f"Only one {wishes.form} fits on standard output.")
-        return [Job(source, None) for source in wishes.files]
-    jobs = [Job(source, _target(source, wishes)) for source in wishes.files]
-    places = Counter(_place(job.target) for job in jobs if job.target)
-    sources = {_place(source) for source in wishes.files}
-    for job in jobs:
-        assert job.target is not None
-        place = _place(job.target)
-        if places[place] > 1:
-            raise Misused(f"{_shown(job.target)} would be written for more than one file.")
-        if place in sources:
-            raise Misused(f"{_shown(job.target)} would be written over a recording.")
-    return jobs
-
-
-class Screen:
-    """Standard error: sentences, and a line of progress where a person may be looking.
-
-    Args:
-        quiet: tell failures only.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._moving = not quiet and sys.stderr.isatty()
-        self._shown = False
-        self._next_at = 0.0
-
-    def tell(self, sentence: str) -> None:
-        """Say what failed."""
-        self.clear()
-        sys.stderr.write(f"qwen3-asr-server: {sentence}\n")
-
-    def warn(self, sentence: str) -> None:
-        """Say what else is worth knowing."""
-        if not self._quiet:
-            self.tell(f"warning: {sentence}")
-
-    def note(self, text: str) -> None:
-        """Show where things stand, until the next line."""
-        if self._moving:
-            # A line that wraps could not be taken back.
-            room = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{text[:room]}")
-            sys.stderr.flush()
-            self._shown = True
-
-    def progress(self, name: str) -> Callable[[float, float | None], None]:
-        """Return what shows how much of a file is done."""
-
-        def show(done_s: float, total_s: float | None) -> None:
-            now = time.monotonic()
-            if now >= self._next_at:
-                self._next_at = now + _SHOWN_EVERY_S
-                self.note(f"{done_s:.0f}/{total_s:.0f} s  {name}" if total_s else f"{done_s:.0f} s  {name}")
-
-        return show
-
-    def clear(self) -> None:
-        """Take the line of progress away."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._shown = False
 
 
 class _Run:
@@ -222,14 +112,14 @@ class _Run:
                 await self._services.start()
             for number, job in enumerate(possible, 1):
                 place = f" ({number} of {len(possible)})" if len(possible) > 1 else ""
-                failed += not await self._done(job, _shown(job.source) + place)
+                failed += not await self._done(job, shown(job.source) + place)
         finally:
             self._screen.clear()
             await self._services.stop()
         return 1 if failed else 0
 
     def _may_begin(self, job: Job) -> bool:
-        reason = _obstacle(job, self._wishes)
+        reason = obstacle(job, self._wishes)
         if reason:
             self._screen.tell(reason)
         return not reason
@@ -239,7 +129,7 @@ class _Run:
         try:
             transcript = await self._transcript(job, name)
         except AsrServerError as error:
-            self._screen.tell(f"{_shown(job.source)}: {error.message}")
+            self._screen.tell(f"{shown(job.source)}: {error.message}")
             return False
         content = rendered(transcript, self._wishes).encode("utf-8")
         self._screen.clear()
@@ -247,9 +137,9 @@ class _Run:
             if job.target is None:
                 _print(content)
             else:
-                _write(job.target, content, force=self._wishes.force)
+                write(job.target, content, force=self._wishes.force)
         except OSError as problem:
-            where = "Standard output" if job.target is None else _shown(job.target)
+            where = "Standard output" if job.target is None else shown(job.target)
             self._screen.tell(f"{where} cannot be written: {problem.strerror}.")
             return False
         return True
@@ -263,7 +153,7 @@ class _Run:
         async with open_media(job.source, self._limits, split_channels=wishes.channels) as media:
             transcript = await self._services.transcribe(media, options, self._screen.progress(name))
         if media.cut_short:
-            self._screen.warn(f"{_shown(job.source)}: The file breaks off; what is there has been transcribed.")
+            self._screen.warn(f"{shown(job.source)}: The file breaks off; what is there has been transcribed.")
         return transcript
 
 
@@ -306,29 +196,10 @@ def _language(text: str) -> str | None:
     return language.forced_code
 
 
-def _target(source: Path, wishes: Wishes) -> Path:
-    folder = wishes.output_dir or source.parent
-    return folder / (source.stem + _ENDINGS[wishes.form])
-
-
-def _place(path: Path) -> Path:
-    """Return the one name of a place, whichever way leads to it."""
-    return path.parent.resolve() / path.name
-
-
 def _check_language(wishes: Wishes, info: "EngineInfo") -> None:
     if wishes.language is not None and wishes.language not in info.languages:
         known = ", ".join(sorted(info.languages))
         raise Misused(f"The engine {info.name} does not know the language {wishes.language}; it knows {known}.")
-
-
-def _make_folder(wishes: Wishes) -> None:
-    folder = wishes.output_dir
-    if folder is not None and folder != _STANDARD_OUTPUT:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise Misused(f"{_shown(folder)} is no folder and cannot be made: {problem.strerror}.") from None
 
 
 def _vain(wishes: Wishes, info: "EngineInfo") -> Iterator[str]:
@@ -341,26 +212,6 @@ def _vain(wishes: Wishes, info: "EngineInfo") -> Iterator[str]:
         yield f"--words has no effect on the format {wishes.form}."
 
 
-def _obstacle(job: Job, wishes: Wishes) -> str | None:
-    """Return why a job cannot succeed, as far as that is known before."""
-    source, target = job.source, job.target
-    try:
-        source.stat()
-    except OSError as problem:
-        return f"{_shown(source)}: {problem.strerror}."
-    if source.is_dir():
-        return f"{_shown(source)}: Is a folder; name the files in it."
-    if not os.access(source, os.R_OK):
-        return f"{_shown(source)}: Permission denied."
-    if target is None:
-        return None
-    if target.is_dir() or (os.path.lexists(target) and not wishes.force):
-        return f"{_shown(target)} is there already" + ("." if target.is_dir() else "; --force replaces it.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        return f"{_shown(target)} cannot be written: Permission denied."
-    return None
-
-
 def _print(content: bytes) -> None:
     """Write to standard output, in UTF-8 whatever the locale."""
     try:
@@ -370,21 +221,3 @@ def _print(content: bytes) -> None:
         # What is left in the buffer must not fail again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
-
-
-def _write(target: Path, content: bytes, *, force: bool) -> None:
-    """Write a file as a whole or not at all."""
-    part = target.with_name(f".qwen3-asr-{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        if not force and os.path.lexists(target):
-            raise FileExistsError(0, "it has come into being meanwhile")
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _shown(path: Path) -> str:
-    """Return a path for a terminal, which must not be steered by it."""
-    return "".join(char if char.isprintable() else "?" for char in str(path))

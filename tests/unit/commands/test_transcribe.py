@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_asr_server import cli_transcribe
-from qwen3_asr_server.cli_transcribe import Misused, Wishes, jobs_of, rendered
+from qwen3_asr_server.commands import _screen
+from qwen3_asr_server.commands import transcribe as command
+from qwen3_asr_server.commands._jobs import Misused, Wishes, jobs_of
+from qwen3_asr_server.commands.transcribe import rendered
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import Word
 from qwen3_asr_server.engines._base import EngineOptions
@@ -48,7 +50,7 @@ def run(*files: str | Path, engine: FakeEngine | None = None, limits: MediaLimit
     services = Services(Settings(_env_file=None), engine=engine, vad=EnergyVad())
     asked = Wishes([Path(file) for file in files], **wishes)
     try:
-        return cli_transcribe.run(services, limits or MediaLimits(), asked)
+        return command.transcribe_files(services, limits or MediaLimits(), asked)
     finally:
         assert not engine.running
         assert engine.open_streams == 0
@@ -281,7 +283,7 @@ def test_wishes_that_cannot_be_met_are_status_2(talk: Path, capsys: Any, wishes:
 )
 def test_nonsense_is_status_2(capsys: Any, arguments: list[str], status: int) -> None:
     parser = argparse.ArgumentParser()
-    cli_transcribe.add_arguments(parser)
+    command.add_arguments(parser)
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(arguments)
     assert caught.value.code == status
@@ -293,7 +295,7 @@ def test_nonsense_is_status_2(capsys: Any, arguments: list[str], status: int) ->
 )
 def test_languages_go_by_codes_and_names(given: str, code: str | None) -> None:
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
-    cli_transcribe.add_arguments(parser)
+    command.add_arguments(parser)
     assert parser.parse_args(["a.wav", "--language", given]).language == code
     assert Wishes(**vars(parser.parse_args(["a.wav"]))) == Wishes([Path("a.wav")])
 
@@ -307,7 +309,7 @@ class _Terminal(io.StringIO):
 
 
 def test_progress_is_one_line_for_people_only(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_transcribe, "_SHOWN_EVERY_S", 0)
+    monkeypatch.setattr(_screen, "_SHOWN_EVERY_S", 0)
     monkeypatch.setenv("COLUMNS", "16")
     told: dict[bool, str] = {}
     for quiet in (False, True):
