@@ -24,17 +24,22 @@ from qwen3_asr_server.domain import TurnDetection
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.frontends import _errors
 from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Tickets
+from qwen3_asr_server.frontends._recordings import TIME_HEADERS
 from qwen3_asr_server.frontends._server import Server
 from qwen3_asr_server.frontends._state import AppState
 from qwen3_asr_server.frontends._websocket import serve_websocket
 from qwen3_asr_server.protocols import load_protocol, protocol_names
 from qwen3_asr_server.protocols._base import Capabilities, ServerProtocol
-from qwen3_asr_server.runtime.services import Services
+from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.services import Services, media_limits, source_limits
 
 logger = logging.getLogger(__name__)
 
 _NOT_LIMITS: Final = frozenset({"server_port", "vad_threshold", "vad_silence_duration_ms"})
 """The numbers among the settings that bound nothing."""
+
+_UPLOADS_PER_RECORDING: Final = 4
+"""Recordings that may be on their way here, for each that may be transcribed."""
 
 _DESCRIPTION: Final = """\
 Realtime recognition happens on a WebSocket, which this page cannot draw:
@@ -61,6 +66,9 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         tickets=Tickets(settings.ticket_ttl_s),
         auth_required=bool(settings.api_keys),
         realtime_paths={protocol.name: protocol.path for protocol in found},
+        source_limits=source_limits(settings),
+        media_limits=media_limits(settings),
+        uploads=Admission(_UPLOADS_PER_RECORDING * settings.max_recordings),
         limits=limits_of(settings),
         warnings=tuple(all_warnings(settings, services)),
         page_silence_ms=settings.vad_silence_duration_ms,
@@ -192,6 +200,7 @@ def _guard(app: FastAPI, settings: Settings, state: AppState) -> None:
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", *TIME_HEADERS],
         )
 
 

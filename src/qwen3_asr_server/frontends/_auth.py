@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen3_asr_server.errors import AsrServerError, Forbidden, Overloaded, Unauthorized
-from qwen3_asr_server.frontends._errors import error_response
+from qwen3_asr_server.frontends._errors import error_at
 from qwen3_asr_server.logs import session_context
 
 OPEN_PATHS: Final = frozenset({"/", "/health", "/health/live", "/health/ready", "/demo"})
@@ -172,7 +172,7 @@ class AccessControl:
         except AsrServerError as error:
             if scope["type"] == "websocket":
                 self._on_refusal(error)
-            await error_response(error)(scope, receive, send)
+            await error_at(scope["path"], error)(scope, receive, send)
             return
         key_id = admitted["state"]["key_id"]
         with session_context(**({} if key_id is None else {"key_id": key_id})):

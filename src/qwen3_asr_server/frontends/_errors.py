@@ -1,14 +1,16 @@
-"""How an error looks over HTTP: `{"code", "message", "request_id"}` and a status, never a trace.
+"""How an error looks over HTTP: a status and a JSON body in the form of its door, never a trace.
 
-The one mapping from our errors (and the framework's) to HTTP. The codes are the vendor's where it has one,
-as its SDKs read them. Knows nothing of what failed; used by `_app` and `_auth`.
+Most doors say `{"code", "message", "request_id"}`, with the vendor's codes where it has one, as its SDKs read them;
+those below `/v1/` say `{"error": {…}}`, as OpenAI's clients read it. The one mapping from our errors (and the
+framework's) to HTTP. Knows nothing of what failed; used by `_app`, `_auth` and the doors.
 """
 
 import logging
 import math
 import uuid
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +24,10 @@ from qwen3_asr_server.errors import (
     Forbidden,
     IdleTimeout,
     InternalError,
+    MediaError,
     Overloaded,
+    SourceRefused,
+    SourceUnreachable,
     TooLarge,
     Unauthorized,
     UnknownModel,
@@ -30,11 +35,17 @@ from qwen3_asr_server.errors import (
 
 logger = logging.getLogger(__name__)
 
+_OPENAI: Final = "/v1/"
+"""What the paths of OpenAI's doors begin with."""
+
 _STATUS_AND_CODE: Final[dict[type[AsrServerError], tuple[int, str]]] = {
     Unauthorized: (401, "InvalidApiKey"),
     Forbidden: (403, "AccessDenied"),
     UnknownModel: (404, "Model.NotExist"),
     TooLarge: (413, "PayloadTooLarge"),
+    MediaError: (400, "InvalidFile"),
+    SourceRefused: (400, "SourceRefused"),
+    SourceUnreachable: (400, "SourceUnreachable"),
     ClientError: (400, "InvalidParameter"),
     Overloaded: (503, "Throttling"),
     IdleTimeout: (408, "RequestTimeOut"),
@@ -42,55 +53,102 @@ _STATUS_AND_CODE: Final[dict[type[AsrServerError], tuple[int, str]]] = {
     InternalError: (500, "InternalError"),
 }
 
+_OPENAI_CODES: Final[dict[str, str]] = {
+    "InvalidApiKey": "invalid_api_key",
+    "Model.NotExist": "model_not_found",
+    "InvalidFile": "invalid_file",
+    "PayloadTooLarge": "file_too_large",
+    "InvalidParameter": "invalid_value",
+    "Throttling": "server_overloaded",
+    "ModelUnavailable": "server_overloaded",
+}
+"""OpenAI's words for some of the codes; it has none for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What is to be said, free of the form."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
 
 def error_response(error: AsrServerError) -> JSONResponse:
     """Return the HTTP answer that stands for `error`."""
+    return _ours(_failure(error))
+
+
+def openai_error(error: AsrServerError) -> JSONResponse:
+    """Return the answer that stands for `error` in OpenAI's form."""
+    return _openai(_failure(error))
+
+
+def error_at(path: str, error: AsrServerError) -> JSONResponse:
+    """Return the answer that stands for `error` in the form of the door at a path."""
+    return _answer(path, _failure(error))
+
+
+def not_found(message: str) -> JSONResponse:
+    """Return the answer for an address where nothing is."""
+    return _ours(_Failure(404, "NotFound", message))
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure inside `app` answer in these forms."""
+
+    @app.exception_handler(AsrServerError)
+    async def ours(request: Request, error: AsrServerError) -> JSONResponse:
+        return error_at(request.url.path, error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        status = HTTPStatus(error.status_code)
+        code = "".join(word.capitalize() for word in status.phrase.split())
+        message = f"{status.phrase}: {request.method} {request.url.path}"
+        return _answer(request.url.path, _Failure(status, code, message, headers=dict(error.headers or {})))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return _answer(request.url.path, _Failure(400, "InvalidParameter", f"{place}: {first['msg']}"))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        failure = _Failure(500, "InternalError", "The server failed; its log has the details.")
+        logger.error("request failed", extra={"request_id": failure.request_id, "path": request.url.path})
+        return _answer(request.url.path, failure)
+
+
+def _failure(error: AsrServerError) -> _Failure:
     status, code = next(_STATUS_AND_CODE[kind] for kind in type(error).__mro__ if kind in _STATUS_AND_CODE)
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    return _json(status, code, error.message, headers)
+    return _Failure(status, code, error.message, error.param, headers)
 
 
-def not_found(message: str) -> JSONResponse:
-    """Return the answer for an address where nothing is."""
-    return _json(404, "NotFound", message)
+def _answer(path: str, failure: _Failure) -> JSONResponse:
+    return _openai(failure) if path.startswith(_OPENAI) else _ours(failure)
 
 
-def install(app: FastAPI) -> None:
-    """Make every failure inside `app` answer in this form."""
-
-    @app.exception_handler(AsrServerError)
-    async def ours(request: Request, error: AsrServerError) -> JSONResponse:
-        return error_response(error)
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        status = HTTPStatus(error.status_code)
-        code = "".join(word.capitalize() for word in status.phrase.split())
-        return _json(status, code, f"{status.phrase}: {request.method} {request.url.path}", dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return _json(400, "InvalidParameter", f"{place}: {first['msg']}")
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        response_id = _new_id()
-        logger.error("request failed", extra={"request_id": response_id, "path": request.url.path})
-        return _json(500, "InternalError", "The server failed; its log has the details.", request_id=response_id)
+def _ours(failure: _Failure) -> JSONResponse:
+    body = {"code": failure.code, "message": failure.message, "request_id": failure.request_id}
+    return JSONResponse(body, status_code=failure.status, headers=failure.headers)
 
 
-def _json(
-    status: int, code: str, message: str, headers: dict[str, str] | None = None, request_id: str | None = None
-) -> JSONResponse:
-    body = {"code": code, "message": message, "request_id": request_id or _new_id()}
-    return JSONResponse(body, status_code=status, headers=headers)
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
+def _openai(failure: _Failure) -> JSONResponse:
+    error: dict[str, Any] = {
+        "message": failure.message,
+        "type": "invalid_request_error" if failure.status < 500 else "server_error",
+        "param": failure.param,
+        "code": _OPENAI_CODES.get(failure.code),
+    }
+    headers = {**failure.headers, "x-request-id": failure.request_id}
+    return JSONResponse({"error": error}, status_code=failure.status, headers=headers)

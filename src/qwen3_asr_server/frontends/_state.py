@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from qwen3_asr_server.frontends._auth import Tickets
+from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.services import Services
+from qwen3_asr_server.runtime.sources import SourceLimits
 
 
 @dataclass(slots=True)
@@ -22,6 +25,10 @@ class AppState:
     auth_required: bool
     realtime_paths: Mapping[str, str]
     """Where each wire protocol is served, by its name."""
+    source_limits: SourceLimits
+    media_limits: MediaLimits
+    uploads: Admission
+    """Requests whose recordings are stored at once: more than are transcribed, as sending may take long."""
     limits: Mapping[str, float]
     """The configured limits, by the names of their settings."""
     warnings: tuple[str, ...]

@@ -13,7 +13,7 @@ no HTTP. Made by the services.
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
 
@@ -309,8 +309,17 @@ async def transcribe(
     return await transcript_of(Recording(workers, media, options, session, progress))
 
 
-async def transcript_of(recording: Recording) -> Transcript:
-    """Run a recording to its end."""
+async def transcript_of(recording: Recording, heard: Callable[[Segment], Awaitable[None]] | None = None) -> Transcript:
+    """Run a recording to its end.
+
+    Args:
+        recording: one that nobody has iterated.
+        heard: given each segment as soon as it is known; the recording is read no further meanwhile.
+    """
+    found: list[Segment] = []
     async with aclosing(recording.segments()) as segments:
-        found = [segment async for segment in segments]
+        async for segment in segments:
+            found.append(segment)
+            if heard is not None:
+                await heard(segment)
     return Transcript(tuple(sorted(found, key=lambda segment: segment.start)), recording.received)

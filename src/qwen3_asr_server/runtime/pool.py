@@ -165,6 +165,16 @@ class Pool:
         if self._failure is not None:
             raise self._failure
 
+    async def loaded(self) -> None:
+        """Wait until what is leased is loaded, or the pool stops.
+
+        Raises:
+            EngineError: it could not be loaded.
+        """
+        await self._changes.until(lambda: self._stopping or self._wanted is None or self._at_hand)
+        if self._phase == "failed" and self._failure is not None:
+            raise self._failure
+
     @contextmanager
     def lease(self, model: str) -> Iterator[None]:
         """Keep a model for the length of the `with` block; it is loaded if it is not, and another is unloaded first.
@@ -231,6 +241,11 @@ class Pool:
         if self._held is not None:  # the task has failed, or was given up
             await self._stop(self._engines[self._held])
         await self._dismiss()
+
+    @property
+    def _at_hand(self) -> bool:
+        """Whether what is wanted is started."""
+        return self._phase == "ready" and self._held == self._wanted
 
     @property
     def _kept(self) -> bool:

@@ -1,0 +1,287 @@
+"""The body of a request for a transcript: a form with a file, or the same fields without one.
+
+A file in `multipart/form-data` is stored while it comes, and only once: the framework's own parser would store it
+before a limit could be kept. Fields may stand before or behind it. JSON and URL-encoded forms have no file; they name
+one in `url`. Fields are strings whatever they came in. Knows no audio; used by the doors for recordings.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
+from qwen3_asr_server.frontends._answer import Exchange
+from qwen3_asr_server.runtime.sources import SourceLimits, Upload, fetched, source_of
+
+FILE: Final = "file"
+URL: Final = "url"
+_MAX_PARTS: Final = 64
+_MAX_FIELDS_BYTES: Final = 1024 * 1024
+"""Of all fields of a multipart form together."""
+
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of a form; a name may stand more than once."""
+
+    values: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def all(self, name: str) -> list[str]:
+        """Return every value of a field."""
+        return self.values.get(name, [])
+
+    def text(self, name: str) -> str:
+        """Return the last value of a field, without outer white space; empty where there is none."""
+        return (self.all(name) or [""])[-1].strip()
+
+    def flag(self, name: str) -> bool:
+        """Return a yes or no; no where there is none.
+
+        Raises:
+            InvalidValue: it is neither.
+        """
+        value = self.text(name).lower()
+        if value not in _TRUE | _FALSE:
+            raise InvalidValue(f"{name} is true or false.", param=name)
+        return value in _TRUE
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """Return one of several values, the first where there is none.
+
+        Raises:
+            InvalidValue: it is none of them.
+        """
+        value = self.text(name).lower() or choices[0]
+        if value not in choices:
+            raise InvalidValue(f"{name} is one of: {', '.join(choices)}.", param=name)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a client sent."""
+
+    fields: Fields
+    path: Path | None
+    """Where its file is, if it sent one."""
+
+
+@asynccontextmanager
+async def received(exchange: Exchange, limits: SourceLimits, max_text_bytes: int) -> AsyncIterator[Form]:
+    """Yield the form in a request; its file is there while the block lasts.
+
+    Args:
+        exchange: the request.
+        limits: what a file may cost.
+        max_text_bytes: largest body without a file.
+
+    Raises:
+        InvalidValue: it is no form.
+        TooLarge: it is over a limit.
+        IdleTimeout: it stops before its end.
+        Overloaded: there is no room to store it.
+    """
+    kind, parameters = parse_options_header(exchange.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        yield Form(Fields(await _without_file(exchange, kind, max_text_bytes, limits.upload_stall_s)), None)
+        return
+    announced = exchange.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limits.max_bytes + _MAX_FIELDS_BYTES:
+        raise TooLarge(f"The file is larger than {limits.max_bytes} bytes.", param=FILE)
+    form = _Multipart(parameters.get(b"boundary", b""))
+    async with fetched(Upload(form.file_in(exchange.body())), limits) as path:
+        yield Form(Fields(form.fields), path if form.has_file else None)
+
+
+@asynccontextmanager
+async def audio_in(form: Form, limits: SourceLimits) -> AsyncIterator[Path]:
+    """Yield the recording that a form holds or names.
+
+    Raises:
+        InvalidValue: it does neither, or both.
+        ClientError: it cannot be had, see `fetched`.
+    """
+    url = form.fields.text(URL)
+    if form.path is not None and url:
+        raise InvalidValue("There is a file and a url: send one of them.", param=URL)
+    if form.path is not None:
+        yield form.path
+        return
+    if not url:
+        raise InvalidValue("There is no file.", param=FILE)
+    async with fetched(source_of(url), limits) as path:
+        yield path
+
+
+async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s: float) -> dict[str, list[str]]:
+    if kind not in (b"application/json", b"application/x-www-form-urlencoded"):
+        raise InvalidValue("Send multipart/form-data with a file, or JSON.")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(stall_s):
+            async for chunk in exchange.body():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise TooLarge(f"A request without a file has at most {max_bytes} bytes.")
+    except TimeoutError:
+        raise IdleTimeout("The request stopped before its end.") from None
+    return _from_json(body) if kind == b"application/json" else _from_pairs(body)
+
+
+def _from_json(body: bytearray) -> dict[str, list[str]]:
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidValue("The body is not valid JSON.") from None
+    if not isinstance(values, dict):
+        raise InvalidValue("The body is not a JSON object.")
+    return {name: _strings(name, value) for name, value in values.items() if value is not None}
+
+
+def _strings(name: str, value: object) -> list[str]:
+    match value:
+        case list():
+            return [text for each in value for text in _strings(name, each)]
+        case bool():
+            return [str(value).lower()]
+        case str() | int() | float():
+            return [str(value)]
+        case _:
+            raise InvalidValue("A field has a value of the wrong type.", param=name)
+
+
+def _from_pairs(body: bytearray) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    try:
+        for name, value in parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_PARTS):
+            fields.setdefault(name, []).append(value)
+    except ValueError:
+        raise InvalidValue("The body is not a valid form.") from None
+    return fields
+
+
+class _Multipart:
+    """A form that is read bit by bit.
+
+    Args:
+        boundary: what stands between its parts.
+
+    Attributes:
+        fields: complete when the form is at its end.
+        has_file: the same.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        self.fields: dict[str, list[str]] = {}
+        self.has_file = False
+        self._file: list[bytes] = []
+        self._parts = 0
+        self._left_bytes = _MAX_FIELDS_BYTES
+        self._header = (bytearray(), bytearray())
+        self._disposition = b""
+        self._name = ""
+        self._value = bytearray()
+        self._complete = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part_begins,
+                    "on_header_field": self._header_name,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_ends,
+                    "on_headers_finished": self._headers_end,
+                    "on_part_data": self._data,
+                    "on_part_end": self._part_ends,
+                    "on_end": self._ends,
+                },
+            )
+        except FormParserError:
+            raise _broken() from None
+        if not boundary:
+            raise _broken()
+
+    async def file_in(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the bytes of the file in the form.
+
+        Raises:
+            InvalidValue: this is no form, or breaks off.
+            TooLarge: its fields are too large.
+        """
+        async for chunk in body:
+            try:
+                self._parser.write(chunk)
+            except FormParserError:
+                raise _broken() from None
+            pieces, self._file = self._file, []
+            for piece in pieces:
+                yield piece
+        if not self._complete:
+            raise _broken()
+
+    # What the parser calls
+
+    def _part_begins(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise InvalidValue(f"A form has at most {_MAX_PARTS} parts.")
+        self._disposition = b""
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def _header_ends(self) -> None:
+        name, value = self._header
+        if name.lower() == b"content-disposition":
+            self._disposition = bytes(value)
+        self._header = (bytearray(), bytearray())
+
+    def _headers_end(self) -> None:
+        self._name = _decoded(parse_options_header(self._disposition)[1].get(b"name", b""))
+        if self._name == FILE:
+            if self.has_file:
+                raise InvalidValue("There is more than one file: send one at a time.", param=FILE)
+            self.has_file = True
+        self._value = bytearray()
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == FILE:
+            self._file.append(data[start:end])
+            return
+        self._left_bytes -= end - start
+        if self._left_bytes < 0:
+            raise TooLarge(f"The fields of a form have at most {_MAX_FIELDS_BYTES} bytes together.")
+        self._value += data[start:end]
+
+    def _part_ends(self) -> None:
+        if self._name != FILE:
+            self.fields.setdefault(self._name, []).append(_decoded(bytes(self._value)))
+
+    def _ends(self) -> None:
+        self._complete = True
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise InvalidValue("A field of the form is not UTF-8.") from None
+
+
+def _broken() -> InvalidValue:
+    return InvalidValue("The body is no valid multipart/form-data, or breaks off before its end.")

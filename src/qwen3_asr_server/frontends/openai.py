@@ -1,0 +1,138 @@
+"""Recordings as OpenAI's clients send them: `POST /v1/audio/transcriptions`, and `GET /v1/models`.
+
+Only maps fields: `_form` reads them, `_recordings` has the file transcribed. Errors are in OpenAI's form (`_errors`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from qwen3_asr_server.errors import InvalidValue
+from qwen3_asr_server.frontends._answer import Answer, Exchange
+from qwen3_asr_server.frontends._errors import openai_error
+from qwen3_asr_server.frontends._form import Fields, received
+from qwen3_asr_server.frontends._recordings import Wish, demand_word_times, language_named, model_named, transcribed
+from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.join import joint
+from qwen3_asr_server.text.subtitles import as_json, as_srt, as_text, as_verbose_json, as_vtt, seconds_of
+from qwen3_asr_server.text.transcript import Segment, Transcript
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+State = Annotated[AppState, Depends(app_state)]
+
+FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
+GRANULARITIES: Final = ("segment", "word")
+DEFAULT_MODELS: Final = frozenset({"whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"})
+"""OpenAI's own names; they stand for the default model, so that a program need not be changed."""
+
+_TEXTS: Final[dict[str, Callable[[Transcript], str]]] = {"text": as_text, "srt": as_srt, "vtt": as_vtt}
+_REQUEST: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                    "model": {"type": "string", "description": "One of /v1/models; OpenAI's names mean the default."},
+                    "language": {"type": "string", "description": "A code or an English name; else it is detected."},
+                    "prompt": {"type": "string", "description": "Text or words that are likely to be said."},
+                    "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+                    "timestamp_granularities[]": {
+                        "type": "array",
+                        "items": {"type": "string", "enum": list(GRANULARITIES)},
+                        "description": "With `verbose_json`.",
+                    },
+                    "stream": {"type": "boolean", "default": False, "description": "Tell the text as it comes."},
+                    "temperature": {"type": "number", "description": "Without effect: decoding is greedy."},
+                },
+            }
+        }
+    },
+}
+
+
+@router.post("/audio/transcriptions", openapi_extra={"requestBody": _REQUEST})
+async def transcriptions(state: State) -> Response:
+    """Transcribe a recording of any length in any usual audio or video format."""
+    return Answer(
+        lambda exchange: _transcribe(exchange, state), openai_error, send_timeout_s=state.limits["send_timeout_s"]
+    )
+
+
+@router.get("/models")
+async def models(state: State) -> dict[str, Any]:
+    """List the models of this server."""
+    return {"object": "list", "data": [_model(name) for name in state.services.models.names]}
+
+
+@router.get("/models/{model:path}")
+async def model(model: str, state: State) -> dict[str, Any]:
+    """Describe a model, if this server has it."""
+    return _model(model_named(state.services, model))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "qwen3-asr-server"}
+
+
+async def _transcribe(exchange: Exchange, state: AppState) -> Response | None:
+    with state.uploads.admit():
+        async with received(exchange, state.source_limits, int(state.limits["max_message_bytes"])) as form:
+            if form.path is None:
+                raise InvalidValue("There is no file.", param="file")
+            wish, kind, granularities = _wish(form.fields, state)
+            if form.fields.flag("stream"):
+                await _tell(exchange, state, form.path, wish)
+                return None
+            result = await transcribed(state, form.path, wish)
+            return _response(result.transcript, kind, granularities)
+
+
+def _wish(fields: Fields, state: AppState) -> tuple[Wish, str, frozenset[str]]:
+    """Return what is wanted, in which format, and with the times of what."""
+    kind = fields.choice("response_format", FORMATS)
+    granularities = frozenset(fields.all("timestamp_granularities[]") + fields.all("timestamp_granularities"))
+    if granularities - set(GRANULARITIES):
+        raise InvalidValue("timestamp_granularities are word and segment.", param="timestamp_granularities")
+    if "word" in granularities and kind != "verbose_json":
+        raise InvalidValue("Word times come with verbose_json only.", param="timestamp_granularities")
+    if fields.flag("stream") and kind not in ("json", "text"):
+        raise InvalidValue("A stream goes with json or text.", param="stream")
+    model = model_named(state.services, fields.text("model"), DEFAULT_MODELS)
+    words = "word" in granularities
+    if words:
+        demand_word_times(state.services, model, "timestamp_granularities")
+    options = TranscribeOptions(language_named(fields.text("language")), fields.text("prompt"), words=words)
+    return Wish(model, options), kind, granularities
+
+
+def _response(transcript: Transcript, kind: str, granularities: frozenset[str]) -> Response:
+    if kind in _TEXTS:
+        return PlainTextResponse(_TEXTS[kind](transcript))
+    if kind == "json":
+        body = as_json(transcript)
+    else:
+        segments = "segment" in granularities or not granularities
+        body = as_verbose_json(transcript, words="word" in granularities, segments=segments)
+    return JSONResponse(body | {"usage": {"type": "duration", "seconds": seconds_of(transcript.duration)}})
+
+
+async def _tell(exchange: Exchange, state: AppState, path: Path, wish: Wish) -> None:
+    """Tell the text as it comes: the pieces of it make up the whole."""
+    told = ""
+
+    async def heard(segment: Segment) -> None:
+        nonlocal told
+        delta = joint(told, segment.text) + segment.text
+        told += delta
+        await exchange.tell({"type": "transcript.text.delta", "delta": delta})
+
+    result = await transcribed(state, path, wish, heard=heard)
+    await exchange.tell({"type": "transcript.text.done", "text": result.transcript.text})
