@@ -1,0 +1,72 @@
+"""One clip through every door, Silero and the embedded engine: the same text."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from support import speech
+from support.process import ServerProcess, running_server
+from support.sdk_client import TEXT_ONLY, conversation, send
+
+CLIP = speech.conversation()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(RECORDING_FOLDERS=str(speech.DATA)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def spoken(server: ServerProcess) -> str:
+    """Return what the realtime door makes of the clip."""
+    with conversation(server.url) as (client, recorder):
+        client.update_session(TEXT_ONLY, enable_turn_detection=True)
+        send(client, CLIP.pcm16, 3200)
+        client.end_session(timeout=60)
+    assert len(recorder.transcripts) == len(speech.conversation_turns())
+    return " ".join(recorder.transcripts)
+
+
+def ask(server: ServerProcess, path: str, **request: object) -> httpx.Response:
+    answer = httpx.post(f"http://127.0.0.1:{server.port}{path}", trust_env=False, timeout=120, **request)  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def with_file(server: ServerProcess, path: str, **fields: str) -> httpx.Response:
+    return ask(server, path, files={"file": CLIP.path.read_bytes()}, data=fields)
+
+
+def last_event(answer: httpx.Response) -> str:
+    return str(json.loads(answer.text.strip().rpartition("data: ")[2])["text"])
+
+
+DOORS: dict[str, Callable[[ServerProcess], str]] = {
+    "rest": lambda server: with_file(server, "/api/transcribe").json()["text"],
+    "rest with progress": lambda server: last_event(with_file(server, "/api/transcribe", stream="true")),
+    "rest by path": lambda server: ask(server, "/api/transcribe", json={"url": str(CLIP.path)}).json()["text"],
+    "openai": lambda server: with_file(server, "/v1/audio/transcriptions", model="whisper-1").json()["text"],
+    "openai as text": lambda server: with_file(
+        server, "/v1/audio/transcriptions", response_format="text"
+    ).text.removesuffix("\n"),
+    "openai as it comes": lambda server: last_event(with_file(server, "/v1/audio/transcriptions", stream="true")),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_gives_the_text_of_the_realtime_door(server: ServerProcess, spoken: str, door: str) -> None:
+    assert DOORS[door](server) == spoken != ""
+
+
+def test_words_have_times_within_their_segments(server: ServerProcess) -> None:
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    answer = ask(server, "/v1/audio/transcriptions", files={"file": CLIP.path.read_bytes()}, data=fields)
+    body = answer.json()
+    assert [word["word"] for word in body["words"]] == body["text"].split()
+    for turn, segment in zip(speech.conversation_turns(), body["segments"], strict=True):
+        assert segment["start"] == pytest.approx(turn.start_s, abs=0.5)
+        inside = [word for word in body["words"] if segment["start"] <= word["start"] < segment["end"]]
+        assert [word["word"] for word in inside] == segment["text"].split()
