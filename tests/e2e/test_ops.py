@@ -101,7 +101,8 @@ def test_service_info(server: RunningServer) -> None:
 
 def test_the_announced_addresses_answer(server: RunningServer) -> None:
     paths = [path for path in get(server.http_url).json()["endpoints"].values() if path.startswith("/")]
-    assert {"/health", "/metrics", "/stats", "/docs", "/demo", "/api/tickets"} == set(paths)
+    doors = {"/api/tickets", "/api/transcribe", "/v1/audio/transcriptions"}
+    assert {"/health", "/metrics", "/stats", "/docs", "/demo", *doors} == set(paths)
     assert {get(server.http_url + path).status_code for path in paths} == {200, 405}
 
 

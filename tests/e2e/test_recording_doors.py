@@ -10,6 +10,7 @@ import json
 import socket
 import wave
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from qwen3_asr_server.domain import StreamOptions
-from qwen3_asr_server.errors import EngineError
+from qwen3_asr_server.errors import EngineError, EngineNotReady
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine, FakeStream
 from support.server import RunningServer, child_server, running_server, wait_until
@@ -226,6 +227,21 @@ def test_what_is_said_beforehand_reaches_the_engine(door: str, fields: dict[str,
     with running_server(engine=engine, vad=EnergyVad()) as running:
         post(running, door, **fields)
     assert engine.opened[0].context == context
+
+
+def test_the_text_so_far_is_carried_on() -> None:
+    engine = FakeEngine()
+    with running_server(engine=engine, vad=EnergyVad()) as running:
+        told = events(post(running, REST, stream="true", use_previous_context="true"))
+    (first, *_) = [data["text"] for name, data in told if name == "segment"]
+    assert [options.context for options in engine.opened] == ["", first]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": "0.7"}, {"chunking_strategy": "auto"}, {"include[]": "logprobs"}, {"user": "me"}]
+)
+def test_fields_without_effect(server: RunningServer, fields: dict[str, str]) -> None:
+    assert post(server, OPENAI, **fields).json() == post(server, OPENAI).json()
 
 
 def test_channels_kept_apart(server: RunningServer) -> None:
@@ -491,6 +507,36 @@ def test_a_full_server_says_when_to_come_back(door: str) -> None:
         assert_nothing_left(running)
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_a_model_that_cannot_be_loaded(door: str) -> None:
+    engine = FakeEngine(start_failure=EngineNotReady("There is no such GPU."))
+    with running_server({"model_loading": "lazy"}, engine=engine, vad=EnergyVad()) as running:
+        answer = post(running, door)
+        assert answer.status_code == 503
+        assert broken(answer, door)["message"] == "There is no such GPU."
+        assert_nothing_left(running)
+        engine.start_failure = None
+        assert post(running, door).status_code == 200
+
+
+def test_the_model_is_loaded_again_for_a_recording(server: RunningServer) -> None:
+    offloaded = httpx.post(f"{server.http_url}/api/gpu-offload", trust_env=False)
+    assert offloaded.json()["released"]
+    assert post(server, REST).json()["text"]
+    assert get(server, "/api/status").json()["model"]["phase"] == "ready"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_upload_that_stops(server: RunningServer, door: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = server.server.state
+    monkeypatch.setattr(state, "source_limits", replace(state.source_limits, upload_stall_s=0.1))
+    request = httpx.Request("POST", server.http_url + door, files={"file": SPEECH})
+    with _connected(server) as client:
+        _send(client, request, request.read()[:60_000])
+        assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
+    assert_nothing_left(server)
+
+
 # ── Where recordings come from ──
 
 
@@ -593,6 +639,15 @@ def _connected(server: RunningServer) -> socket.socket:
 def _send(client: socket.socket, request: httpx.Request, body: bytes) -> None:
     lines = [f"POST {request.url.path} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
     client.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_file_that_is_announced_too_large_is_not_awaited(server: RunningServer, door: str) -> None:
+    headers = {"Content-Length": str(3 * 2**30), "Content-Type": MULTIPART}
+    with _connected(server) as client:
+        _send(client, httpx.Request("POST", server.http_url + door, headers=headers), b"--cut\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+    assert_nothing_left(server)
 
 
 def test_a_large_upload_is_not_in_memory() -> None:

@@ -38,6 +38,8 @@ async def service_info(request: Request, state: State) -> Response:
             **{name: _websocket_url(request, path) for name, path in state.realtime_paths.items()},
             **{name: f"/{name}" for name in ("health", "metrics", "stats", "docs", "demo")},
             "tickets": "/api/tickets",
+            "transcribe": "/api/transcribe",
+            "openai_transcriptions": "/v1/audio/transcriptions",
         },
         "demo": {"silence_duration_ms": state.page_silence_ms},
     }
