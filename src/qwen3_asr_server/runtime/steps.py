@@ -21,9 +21,10 @@ _DEADLINE_PER_AUDIO: Final = 0.5
 
 
 def open_stream(engine: Engine, decode: Decode, session: int) -> EngineStream | DecodeFailed:
-    """Begin the piece of a decode of a session, which has this number."""
+    """Begin the piece of a decode of a session, which has this number; pieces of a recording go anywhere."""
+    options = decode.options
     try:
-        return engine.open_stream(replace(decode.options, session=session))
+        return engine.open_stream(options if options.recorded else replace(options, session=session))
     except AsrServerError as error:
         return _failed(decode, error)
     except Exception:  # noqa: BLE001 - the boundary to engines
