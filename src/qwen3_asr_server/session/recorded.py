@@ -19,7 +19,7 @@ import numpy.typing as npt
 from qwen3_asr_server.domain import Hypothesis, Samples, StreamOptions, TurnDetection, Word, samples_of_ms
 from qwen3_asr_server.session.cuts import Cut, PieceCutter
 from qwen3_asr_server.session.options import SessionOptions
-from qwen3_asr_server.text.context import render_context, with_previous
+from qwen3_asr_server.text.context import INITIAL_CHARS, render_context, with_previous
 from qwen3_asr_server.text.languages import ESTABLISHED_BY, established
 from qwen3_asr_server.text.transcript import Segment, merge_overlapping
 
@@ -37,7 +37,7 @@ class TranscribeOptions:
     context: str = ""
     """Given to the engine with every piece, see `text.context.render_context`."""
     initial_context: str = ""
-    """Text before the first piece."""
+    """Text before the first piece, whose context alone it enters."""
     use_previous_context: bool = False
     """Carry the end of each piece's text into the next one; pieces are then decoded one after the other."""
     words: bool = False
@@ -88,7 +88,7 @@ class RecordedTrack:
         self._options = options
         self._evidence_samples = samples_of_ms(session.language_evidence_s * 1000)
         self._cutter = PieceCutter(options.turn_detection, session)
-        self._previous = options.initial_context
+        self._previous = ""
         self._languages: deque[str] = deque(maxlen=ESTABLISHED_BY)
         self._rest: Segment | None = None
         self._floor = 0
@@ -136,14 +136,19 @@ class RecordedTrack:
         previous, languages, known = self._previous, list(self._languages), True
         for piece in self.pieces:
             if piece.number is None and (known or not self._depends(piece)):
-                context = render_context([self._options.context])
-                if previous and (self._options.use_previous_context or piece.cut.first):
-                    context = with_previous(context, previous)
+                context = self._context(piece, previous)
                 expected = established(languages) if self._depends(piece) else None
                 yield piece, StreamOptions(self._options.language, context, expected, recorded=True)
             known = known and piece.complete
             previous = piece.text or previous
             languages += self._evidence(piece)
+
+    def _context(self, piece: RecordedPiece, previous: str) -> str:
+        options = self._options
+        context = render_context([options.context])
+        if piece.cut.first:
+            return with_previous(context, options.initial_context, carried=INITIAL_CHARS)
+        return with_previous(context, previous) if options.use_previous_context else context
 
     def _depends(self, piece: RecordedPiece) -> bool:
         """Tell whether what is decoded depends on the texts before it."""

@@ -18,6 +18,8 @@ CONTEXT_CHARS: Final = 10_000
 """Longest context, in code points: what the Qwen3-ASR engines give their model."""
 PREVIOUS_CHARS: Final = 200
 """How much of the text before a piece is carried on into it."""
+INITIAL_CHARS: Final = CONTEXT_CHARS // 2
+"""How much of the end of a text that a user gives for the beginning of a recording."""
 WORD_CHARS: Final = 100
 """Longest hotword, or way to say one; a longer one is a text, and is left out of the list."""
 
@@ -49,15 +51,16 @@ def render_context(texts: Iterable[str] = (), hotwords: Iterable[Hotword] = (), 
     return _above(text, listed, max_chars)
 
 
-def with_previous(context: str, previous: str, max_chars: int = CONTEXT_CHARS) -> str:
+def with_previous(context: str, previous: str, max_chars: int = CONTEXT_CHARS, *, carried: int = PREVIOUS_CHARS) -> str:
     """Return the context of a piece that goes on where a text ended.
 
     Args:
         context: what the user gave.
-        previous: the text before the piece; its last `PREVIOUS_CHARS` are carried on.
+        previous: the text before the piece.
         max_chars: longest result, in code points.
+        carried: how much of the end of `previous` stands in it, in code points.
     """
-    return _above(context, last_chars(previous, min(PREVIOUS_CHARS, max_chars)), max_chars)
+    return _above(context, last_chars(previous, min(carried, max_chars)), max_chars)
 
 
 def last_chars(text: str, max_chars: int = PREVIOUS_CHARS) -> str:

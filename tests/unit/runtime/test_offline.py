@@ -74,6 +74,21 @@ class SlowStream(FakeStream):
         return heard
 
 
+@dataclass
+class DeafEngine(FakeEngine):
+    """Hears nothing in anything."""
+
+    def open_stream(self, options):
+        super().open_stream(options)
+        return DeafStream(self, options)
+
+
+class DeafStream(FakeStream):
+    async def step(self, audio, kind):
+        await super().step(audio, kind)
+        return Hypothesis("")
+
+
 def assert_in_order(transcript):
     """Check what holds for every transcript."""
     last_segment, last_word = {}, {}
@@ -226,6 +241,16 @@ async def test_initial_context_is_for_the_first_piece():
         await place.transcribe(utterances(3), context="Qwen", initial_context="Good morning.")
         assert [options.context for options in engine.opened] == ["Qwen\nGood morning.", "Qwen", "Qwen"]
         assert all(options.recorded for options in engine.opened)
+
+
+@virtual_time
+@pytest.mark.parametrize("previous", [True, False])
+async def test_initial_context_is_whole_and_for_no_other_piece_though_nothing_was_heard(previous):
+    engine = DeafEngine()
+    async with studio(engine) as place:
+        initial = "word " * 100
+        await place.transcribe(utterances(3), initial_context=initial, use_previous_context=previous)
+        assert [options.context for options in engine.opened] == [initial.strip(), "", ""]
 
 
 @virtual_time

@@ -51,6 +51,7 @@ def test_the_previous_text_follows_what_the_user_gave():
     assert with_previous("Qwen, vLLM", "Good morning.") == "Qwen, vLLM\nGood morning."
     assert with_previous("", "Good morning.") == "Good morning."
     assert with_previous("Qwen", "") == "Qwen"
+    assert with_previous("", "word " * 100, carried=1000) == ("word " * 100).strip()
     assert len(with_previous("x" * 20_000, "word " * 100)) <= CONTEXT_CHARS
 
 
