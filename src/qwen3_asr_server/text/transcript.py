@@ -100,7 +100,9 @@ def merge_overlapping(left: Segment, right: Segment) -> tuple[Segment, Segment]:
     new = _still_said(right.words, right.text, right_text, from_end=True)
     if kept is None or new is None:
         kept, new = left.words, tuple(word for word in right.words if (word.start + word.end) // 2 >= left.end)
-    return replace(left, text=left_text, words=kept), replace(right, text=right_text, words=new)
+    # A word that only the right one has may begin before the cut: the left one ends where that does.
+    end = min([left.end, *(max(word.start, left.start + 1) for word in new[:1])])
+    return replace(left, end=end, text=left_text, words=kept), replace(right, text=right_text, words=new)
 
 
 def _still_said(words: tuple[Word, ...], before: str, after: str, *, from_end: bool) -> tuple[Word, ...] | None:

@@ -48,6 +48,16 @@ def test_what_two_neighbours_heard_stands_once_with_its_words():
     assert [word.text for word in left.words + right.words] == ["we", "went", "to", "the", "market", "at", "noon"]
 
 
+def test_a_word_only_the_right_one_heard_keeps_its_time_before_the_cut():
+    left = Segment("we went to", 0, 5000, words=words("we", "went", "to"))
+    right = Segment("to the market", 4000, 8000, words=words("to", "the", "market", start=3500, step=700))
+    left, right = merge_overlapping(left, right)
+    assert [word.text for word in right.words] == ["the", "market"]
+    assert right.words[0].start < 5000
+    bounded = left.bounded(0, 9000)
+    assert right.bounded(bounded.end, 9000).words == right.words
+
+
 def test_words_that_are_no_units_are_parted_at_the_cut():
     left = Segment("it's one two", 0, 3000, words=words("it", "is", "one", "two", step=750))
     right = Segment("two three", 2000, 5000, words=words("two", "three", start=2000))
