@@ -22,13 +22,13 @@ from qwen3_asr_server.runtime.backoff import Backoff
 _log = logging.getLogger(__name__)
 
 MAX_REQUESTS: Final = 128
-"""Requests at once; the aligner batches them, and more would all come too late."""
+"""Requests of live sessions at once; the aligner batches them, and more would all come too late."""
 TIMEOUT_S: Final = 5.0
 """Longest request. No final waits for so long."""
 RECORDED_REQUESTS: Final = 4
 """Requests of recordings that the aligner is given at once; more wait."""
 RECORDED_TIMEOUT_S: Final = 120.0
-"""Longest request of a recording, with its wait for a turn and for an aligner that is started again."""
+"""Longest request of a recording from its turn on, with the wait for an aligner that is started again."""
 
 Deliver = Callable[[Aligned], None]
 
@@ -47,6 +47,7 @@ class AlignerDesk:
         self._metrics = metrics
         self._clock = clock
         self._running: dict[tuple[Deliver, int], asyncio.Task[None]] = {}
+        self._live = 0
         self._recorded_turns = asyncio.Semaphore(RECORDED_REQUESTS)
         self._restart: asyncio.Task[None] | None = None
         self._backoff = Backoff()
@@ -92,14 +93,15 @@ class AlignerDesk:
         earlier = self._running.pop(key, None)
         if earlier is not None:
             earlier.cancel()
-        full = self._restart is not None or len(self._running) >= MAX_REQUESTS
+        full = self._restart is not None or self._live >= MAX_REQUESTS
         if not self._open or (full and not recorded):
             self._metrics.alignments.labels("refused").inc()
             deliver(Aligned(job.piece, job.upto, ()))
             return
         task = asyncio.create_task(self._place(job, deliver, recorded), name="align")
         self._running[key] = task
-        task.add_done_callback(lambda done: self._over(key, done))
+        self._live += not recorded
+        task.add_done_callback(lambda done: self._over(key, done, recorded))
 
     def forget(self, deliver: Deliver) -> None:
         """Give up what runs for a session."""
@@ -110,8 +112,11 @@ class AlignerDesk:
         began = self._clock()
         words: Sequence[Word] = ()
         try:
-            async with asyncio.timeout(RECORDED_TIMEOUT_S if recorded else TIMEOUT_S):
-                words = await (self._align_in_turn(job) if recorded else self._align(job))
+            if recorded:
+                words = await self._align_in_turn(job)
+            else:
+                async with asyncio.timeout(TIMEOUT_S):
+                    words = await self._align(job)
         except TimeoutError:
             result = "timeout"
         except EngineError as error:
@@ -132,7 +137,7 @@ class AlignerDesk:
 
     async def _align_in_turn(self, job: Align) -> Sequence[Word]:
         """Place the words of a recording; once more, if the aligner dies meanwhile."""
-        async with self._recorded_turns:
+        async with self._recorded_turns, asyncio.timeout(RECORDED_TIMEOUT_S):
             await self._alive()
             try:
                 return await self._align(job)
@@ -152,7 +157,8 @@ class AlignerDesk:
         if self._aligner.dead and self._restart is None and self._open:
             self._restart = asyncio.create_task(self._start_again(), name="restart the aligner")
 
-    def _over(self, key: tuple[Deliver, int], task: asyncio.Task[None]) -> None:
+    def _over(self, key: tuple[Deliver, int], task: asyncio.Task[None], recorded: bool) -> None:
+        self._live -= not recorded
         if self._running.get(key) is task:
             del self._running[key]
 

@@ -10,7 +10,13 @@ from qwen3_asr_server.domain import Samples, SessionConfig, Word
 from qwen3_asr_server.errors import EngineCrashed, EngineError, EngineNotReady
 from qwen3_asr_server.messages import Align, Aligned, AppendBytes, Final, Finish
 from qwen3_asr_server.metrics import Metrics
-from qwen3_asr_server.runtime.aligning import MAX_REQUESTS, TIMEOUT_S, AlignerDesk
+from qwen3_asr_server.runtime.aligning import (
+    MAX_REQUESTS,
+    RECORDED_REQUESTS,
+    RECORDED_TIMEOUT_S,
+    TIMEOUT_S,
+    AlignerDesk,
+)
 from qwen3_asr_server.runtime.services import Services
 from support.clock import clock, settle, virtual_time
 from support.energy_vad import EnergyVad
@@ -72,8 +78,10 @@ class Desk:
         assert not self.aligner.running
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    def ask(self, text="one two", piece=0, upto=16_000):
-        self.desk.submit(Align(piece, upto, np.zeros(upto, np.float32), text, "en"), self.told.append)
+    def ask(self, text="one two", piece=0, upto=16_000, *, recorded=False):
+        self.desk.submit(
+            Align(piece, upto, np.zeros(upto, np.float32), text, "en"), self.told.append, recorded=recorded
+        )
 
     def count(self, result):
         return self.metrics.registry.get_sample_value("asr_alignments_total", {"result": result}) or 0
@@ -141,6 +149,30 @@ async def test_too_many_are_answered_at_once():
             desk.ask(piece=piece)
         assert [told.piece for told in desk.told] == [MAX_REQUESTS, MAX_REQUESTS + 1, MAX_REQUESTS + 2]
         assert desk.count("refused") == 3
+
+
+@virtual_time
+async def test_recordings_that_wait_for_their_turn_take_no_room_from_live_sessions():
+    async with Desk(takes_s=1.0) as desk:
+        for piece in range(MAX_REQUESTS + 3):
+            desk.ask(piece=piece, recorded=True)
+        desk.ask("live", piece=1000)
+        await asyncio.sleep(1.01)
+        assert [len(told.words) for told in desk.told if told.piece == 1000] == [1]
+        assert desk.count("refused") == 0
+
+
+@virtual_time
+async def test_however_many_wait_each_text_of_a_recording_has_its_turn():
+    async with Desk(takes_s=RECORDED_TIMEOUT_S - 1) as desk:
+        for piece in range(3 * RECORDED_REQUESTS):
+            desk.ask(piece=piece, recorded=True)
+        await asyncio.sleep(3 * RECORDED_TIMEOUT_S)
+        assert [len(told.words) for told in desk.told] == [2] * 3 * RECORDED_REQUESTS
+        desk.aligner.takes_s = RECORDED_TIMEOUT_S + 1
+        desk.ask(piece=100, recorded=True)
+        await asyncio.sleep(RECORDED_TIMEOUT_S + 2)
+        assert desk.count("timeout") == 1
 
 
 @virtual_time
