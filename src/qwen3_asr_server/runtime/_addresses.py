@@ -116,7 +116,10 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
             httpcore.TimeoutException: none answers in time.
         """
         try:
-            addresses = await self._resolve(host, port)
+            async with asyncio.timeout(timeout):
+                addresses = await self._resolve(host, port)
+        except TimeoutError:
+            raise httpcore.ConnectTimeout from None
         except (OSError, UnicodeError):
             addresses = ()
         if not addresses:

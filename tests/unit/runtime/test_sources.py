@@ -288,6 +288,12 @@ async def silent(writer: asyncio.StreamWriter) -> None:
         ),
         pytest.param(ok(b"x", "Content-Encoding: gzip"), SourceUnreachable, None, id="compressed"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", SourceUnreachable, None, id="broken off"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+            SourceUnreachable,
+            None,
+            id="a length of 5000 digits",
+        ),
         pytest.param(b"no http at all\r\n\r\n", SourceUnreachable, None, id="no http"),
         pytest.param(b"", SourceUnreachable, None, id="nothing"),
         pytest.param(b"HTTP/1.1 200 OK\r\nX: " + bytes(b"x" * 300_000), SourceUnreachable, None, id="an endless head"),
@@ -314,6 +320,17 @@ async def test_slow_servers_are_given_up(answer: object, web: WebLimits) -> None
         server.answers["/"] = answer  # type: ignore[assignment]
         with pytest.raises(SourceUnreachable, match="too long"):
             await bytes_of(WebUrl(server.url("/")), replace(LOCAL, web=web))
+
+
+async def test_a_name_that_is_looked_up_without_end_is_given_up() -> None:
+    async def unanswered(host: str, port: int) -> Sequence[Address]:
+        await asyncio.Event().wait()
+        return []
+
+    web = replace(LOCAL.web, connect_s=0.05, resolver=unanswered)
+    async with asyncio.timeout(5):
+        with pytest.raises(SourceUnreachable, match="too long"):
+            await bytes_of(WebUrl("http://nowhere.example/"), replace(LOCAL, web=web))
 
 
 async def test_a_closed_port_is_unreachable() -> None:
