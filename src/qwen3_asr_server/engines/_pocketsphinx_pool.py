@@ -39,7 +39,7 @@ class DecoderPool:
         size: most processes.
         make_process: gives a process that has not been started.
         start_timeout_s: longest time for a process to load its model.
-        wait_timeout_s: longest wait of a final for a decoder.
+        wait_timeout_s: longest wait of a final for a decoder; for those of recordings whoever asks keeps the deadline.
         reclaim_after_s: a lease without a step for this long may be taken back for a partial or candidate.
         clock: seconds, monotonic.
     """
@@ -137,7 +137,7 @@ class DecoderPool:
         self._waiting.append((recorded, next(self._numbers), holder, future))
         self._waiting.sort(key=lambda entry: entry[:2])
         try:
-            async with asyncio.timeout(self._wait_timeout_s):
+            async with asyncio.timeout(None if recorded else self._wait_timeout_s):
                 return await future
         except (TimeoutError, asyncio.CancelledError) as given_up:
             # A decoder may have been handed over in that very moment.

@@ -65,6 +65,7 @@ class QueueOptions:
     decode_timeout_s: float
     """For the work of one batch, besides half of its longest audio."""
     queue_timeout_s: float
+    """For the wait before it; for steps of recordings whoever asks keeps the deadline."""
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +124,7 @@ class StepQueue:
         self._waiting.append(ticket)
         asyncio.get_running_loop().call_soon(self._dispatch)
         try:
-            async with asyncio.timeout(self._options.queue_timeout_s):
+            async with asyncio.timeout(None if wanted.recorded else self._options.queue_timeout_s):
                 limit_s = await ticket.started
             async with asyncio.timeout(limit_s):
                 return await ticket.answer
@@ -149,7 +150,10 @@ class StepQueue:
         if self._running or not self._waiting or not self._open:
             return
         self._waiting.sort(key=lambda ticket: (ticket.wanted.recorded, ticket.wanted.kind, ticket.number))
-        batch = self._running = self._waiting[: self._options.max_batch]
+        # Never both in one batch: it takes as long as its longest step, and nobody live waits for a recording's.
+        recorded = self._waiting[0].wanted.recorded
+        alike = [ticket for ticket in self._waiting if ticket.wanted.recorded == recorded]
+        batch = self._running = alike[: self._options.max_batch]
         del self._waiting[: len(batch)]
         longest_s = max(len(ticket.wanted.audio) for ticket in batch) / SAMPLE_RATE
         for ticket in batch:

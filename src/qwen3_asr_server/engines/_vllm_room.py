@@ -48,7 +48,7 @@ class KvRoom:
     Args:
         tokens: size of the cache; None if nobody knows, then everything fits.
         interval_s: longest interval between two steps of a stream.
-        wait_s: longest wait of a final.
+        wait_s: longest wait of a final; for pieces of recordings whoever asks keeps the deadline.
         written: gives how many tokens were ever computed, and so put into the cache.
         clock: seconds, monotonic.
 
@@ -119,11 +119,11 @@ class KvRoom:
         """
         if recorded:
             if self._recorded_waiting or not self._recorded_may_enter(tokens):
-                await self._wait(self._recorded_waiting, stream, tokens)
+                await self._wait(self._recorded_waiting, stream, tokens, None)
             self._recorded.add(stream)
         elif kind is StepKind.FINAL:
             if stream not in self._charged and (self._waiting or not self._fits(stream, tokens)):
-                await self._wait(self._waiting, stream, tokens)
+                await self._wait(self._waiting, stream, tokens, self._wait_s)
         elif self.retention_s < self._retention_limit_s or self._waiting or not self._fits(stream, tokens):
             self.skipped += 1
             return False
@@ -152,13 +152,13 @@ class KvRoom:
             "kv_finals_waited": self.waited,
         }
 
-    async def _wait(self, queue: "deque[_Waiting]", stream: object, tokens: int) -> None:
+    async def _wait(self, queue: "deque[_Waiting]", stream: object, tokens: int, wait_s: float | None) -> None:
         self.waited += 1
         entry = (stream, tokens, asyncio.get_running_loop().create_future())
         queue.append(entry)
         self._let_in()
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(wait_s):
                 await entry[2]
         except TimeoutError:
             raise EngineTimeout("The recogniser had no room for this utterance.") from None

@@ -58,6 +58,12 @@ class Lane:
         owner: the scheduler.
         source: the session.
         number: what the engine knows the session by.
+
+    Attributes:
+        source: the session.
+        number: as given.
+        pieces: those that were not released.
+        last_turn: rises with each piece of a recording that begins, whatever its lane; the scheduler's.
     """
 
     def __init__(self, owner: "LaneOwner", source: StepSource, number: int) -> None:
@@ -65,6 +71,7 @@ class Lane:
         self.source = source
         self.number = number
         self.pieces: dict[int, Piece] = {}
+        self.last_turn = -1
 
     @property
     def is_being_heard(self) -> bool:

@@ -53,7 +53,8 @@ class SchedulerOptions:
     """Pieces of recordings at once, one less for each step of a live session that runs; while no final or candidate
     waits there is always room for one, so that a recording comes to its end however much is spoken."""
     recorded_timeout_s: float = 600.0
-    """Longest wait of a piece of a recording for its turn."""
+    """Longest wait of a piece of a recording for its turn while no other such piece gets one, and its longest step:
+    inside the engine it waits for live sessions without a deadline of its own."""
     close_timeout_s: float = 5.0
     """Longest wait for a stream to give its resources back."""
 
@@ -92,6 +93,7 @@ class StepScheduler:
         self._urgent: list[tuple[int, int, Step]] = []
         self._recorded: deque[Step] = deque()
         self._recorded_running = 0
+        self._recorded_began_at = clock()
         self._order = itertools.count()
         self._sessions = itertools.count()
         self._running = dict.fromkeys(StepKind, 0)
@@ -283,8 +285,9 @@ class StepScheduler:
 
     def _deadline(self, step: Step) -> float:
         """Return until when a step may wait for its turn."""
-        options = self._options
-        return step.queued_at + (options.recorded_timeout_s if step.recorded else options.queue_timeout_s)
+        if step.recorded:  # each turn of any recording brings the others nearer, however many they are
+            return max(step.queued_at, self._recorded_began_at) + self._options.recorded_timeout_s
+        return step.queued_at + self._options.queue_timeout_s
 
     def _serve_urgent(self) -> None:
         while self._engine is not None and self._urgent and self._urgent_running < self._options.max_urgent:
@@ -303,7 +306,9 @@ class StepScheduler:
 
     def _serve_recorded(self) -> None:
         while self._engine is not None and self._recorded and self._recorded_running < self._recorded_room:
-            step = self._recorded.popleft()
+            # The recording that has waited longest since its last turn: a short one is not behind all of a long one.
+            step = min(self._recorded, key=lambda step: step.lane.last_turn)
+            self._recorded.remove(step)
             if not step.dropped:
                 self._begin(step, self._engine)
 
@@ -343,8 +348,12 @@ class StepScheduler:
                 self._answer(step, opened)
                 return
             piece.stream = opened
+        if step.recorded:
+            self._recorded_began_at = now
+            step.lane.last_turn = next(self._order)
         self._count(step, 1)
-        step.task = self._group.create_task(perform_step(piece.stream, decode, self._options.step_timeout_s))
+        timeout_s = self._options.recorded_timeout_s if step.recorded else self._options.step_timeout_s
+        step.task = self._group.create_task(perform_step(piece.stream, decode, timeout_s))
         step.task.add_done_callback(lambda task: self._ended(step, task))
 
     def _ended(self, step: Step, task: asyncio.Task[Outcome]) -> None:

@@ -1,6 +1,7 @@
 """Inside the engines, too, steps of recordings make way for live ones."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,7 +82,41 @@ async def test_steps_of_recordings_are_the_last_of_a_queue() -> None:
         wanted(5, PARTIAL),
     ]
     await asyncio.gather(*map(queue.decode, decodes))
-    assert batches == [[4, 3], [5, 1], [2]]
+    assert batches == [[4, 3], [5], [1, 2]], "a batch takes as long as its longest step"
+    await queue.stop()
+
+
+async def test_steps_of_recordings_wait_as_long_as_live_ones_go_before_them() -> None:
+    pool = DecoderPool(1, PaperProcess, start_timeout_s=5, wait_timeout_s=0, reclaim_after_s=2)  # type: ignore[arg-type]
+    assert await pool.lend("live", FINAL)
+    with pytest.raises(EngineTimeout):
+        await pool.lend("another", FINAL)
+    file = asyncio.create_task(pool.lend("file", FINAL, recorded=True))
+    await turn()
+    await asyncio.sleep(0)
+    assert not file.done()
+    file.cancel()
+    await turn()
+    await pool.close()
+
+    proceed = threading.Event()
+
+    def run(batch: Sequence[Decode]) -> list[Written]:
+        proceed.wait(10)
+        return [Written((), complete=True) for _ in batch]
+
+    queue = StepQueue(run, QueueOptions(1, 20, 0))
+    silence = np.zeros(GRID_SAMPLES, np.float32)
+    first, waits = [
+        asyncio.create_task(queue.decode(Decode(FINAL, silence, None, "", (), 1, recorded=True))) for _ in range(2)
+    ]
+    await turn()
+    with pytest.raises(EngineTimeout):
+        await queue.decode(Decode(FINAL, silence, None, "", (), 1))
+    assert not waits.done()
+    proceed.set()
+    assert await first
+    assert await waits
     await queue.stop()
 
 
@@ -155,10 +190,18 @@ async def test_a_recording_that_waits_is_told_of_the_end() -> None:
     room.close(EngineNotReady("stopped"))
     with pytest.raises(EngineNotReady):
         await task
+
+
+async def test_a_recording_waits_for_room_as_long_as_it_takes() -> None:
     room = room_of_1000(wait_s=0.0)
-    await room.enter("a", 300, FINAL, recorded=True)
+    await room.enter("a", 550, FINAL)
     with pytest.raises(EngineTimeout):
-        await room.enter("b", 100, FINAL, recorded=True)
+        await room.enter("b", 100, FINAL)
+    await room.enter("c", 300, FINAL, recorded=True)
+    task = await waiting(room, "d", 100)
+    assert not task.done()
+    room.leave("c")
+    assert await task
 
 
 async def test_a_recording_that_gives_up_leaves_nothing_behind() -> None:

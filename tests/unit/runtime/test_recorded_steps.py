@@ -136,6 +136,45 @@ async def test_a_recording_waits_longer_but_not_for_ever():
 
 
 @virtual_time
+async def test_a_long_queue_is_no_reason_to_give_up_as_long_as_it_moves():
+    async with Floor(max_recorded=1, recorded_timeout_s=10.0, step_s=6.0) as floor:
+        file = floor.attach()
+        for piece in range(5):
+            file.lane.submit(recorded(piece))
+        await asyncio.sleep(31)
+        assert [type(outcome) for outcome in file.outcomes] == [Heard] * 5
+
+
+@virtual_time
+async def test_what_waits_inside_the_engine_has_the_patience_of_a_recording():
+    async with Floor(step_timeout_s=5.0, recorded_timeout_s=50.0, step_s=40.0) as floor:
+        file, live = floor.attach(), floor.attach()
+        file.lane.submit(recorded(0))
+        live.lane.submit(decode(StepKind.FINAL, 0))
+        await asyncio.sleep(41)
+        assert isinstance(file.outcomes[0], Heard)
+        assert isinstance(live.outcomes[0], DecodeFailed)
+        floor.engine.step_s = 60.0
+        file.lane.submit(recorded(1))
+        await asyncio.sleep(61)
+        assert isinstance(file.outcomes[1], DecodeFailed)
+
+
+@virtual_time
+async def test_recordings_take_turns():
+    """A short one is not behind all pieces of a long one."""
+    async with Floor(max_recorded=1) as floor:
+        order = []
+        for name, pieces in (("long", 6), ("short", 1), ("middle", 3)):
+            file = floor.attach()
+            file.deliver = lambda outcome, name=name: order.append(name)
+            for piece in range(pieces):
+                file.lane.submit(recorded(piece))
+        await asyncio.sleep(10.1)
+        assert order == ["long", "short", "middle", "long", "middle", "long", "middle", "long", "long", "long"]
+
+
+@virtual_time
 async def test_what_is_given_up_never_runs():
     async with Floor(max_recorded=1) as floor:
         file, other = floor.attach(), floor.attach()
