@@ -43,6 +43,7 @@ KINDS = (
     Kind("aac", "adts", "aac", 44_100),
     Kind("flac", "flac", "flac", 48_000, channels=2),
     Kind("ogg-opus", "ogg", "libopus", 48_000),
+    Kind("ogg-vorbis", "ogg", "vorbis", 44_100, channels=2),
     Kind("ogg-flac", "ogg", "flac", 16_000, exact=True),
     Kind("webm", "webm", "libopus", 48_000),
     Kind("amr", "amr", "libopencore_amrnb", 8_000),
@@ -70,7 +71,8 @@ def write_media(path: Path, kind: Kind, samples: Samples, *, leap_at_s: float = 
         leap_s: by how much; the audio behind lies so much later.
     """
     with av.open(str(path), "w", format=kind.container) as container:
-        stream = container.add_stream(kind.codec, rate=kind.rate, layout=_LAYOUTS[kind.channels])
+        options = {"strict": "experimental"} if kind.codec == "vorbis" else None
+        stream = container.add_stream(kind.codec, rate=kind.rate, options=options, layout=_LAYOUTS[kind.channels])
         stream.bit_rate = 12_200 if "amr" in kind.codec else 64_000 * kind.channels
         if kind.video:
             _write_video(container, len(samples) / kind.rate)

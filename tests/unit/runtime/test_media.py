@@ -18,6 +18,7 @@ from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from support.audio_files import chirp, tone, wav_bytes
 from support.children import PROC, child_processes, ended_within
 from support.media_files import KINDS, Kind, delay_and_likeness, read_media, sparse_wav, write_media
+from support.tiny_speech import DATA, tiny_clips
 
 LIMITS = MediaLimits()
 MKV = Kind("mkv", "matroska", "pcm_s16le", SAMPLE_RATE, video=True)
@@ -47,6 +48,16 @@ async def test_every_format_is_read(kind: Kind, tmp_path: Path) -> None:
     assert likeness > 0.93
     if kind.exact:
         assert np.abs(audio[0] - chirp(3)).max() <= 2.0**-15
+
+
+@pytest.mark.parametrize("name", ["en-00.awb", "en-00.spx"])
+async def test_formats_that_are_only_read(name: str) -> None:
+    (clip,) = (clip for clip in tiny_clips() if clip.name == "en-00")
+    audio, media = await read_media(DATA / "formats" / name, LIMITS)
+    assert not media.cut_short
+    delay_s, likeness = delay_and_likeness(clip.samples, audio[0])
+    assert abs(delay_s) < 0.06
+    assert likeness > 0.75
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
