@@ -28,6 +28,9 @@ from qwen3_asr_server.runtime._media_wire import Ended, Fault, Message, Task, pa
 OPEN_FILES: Final = 5
 """The three standard ones, the one for answers, and FFmpeg's own handle on standard input."""
 
+NICENESS: Final = 10
+"""A recording is decoded far faster than it is recognised, and live sessions should not feel it."""
+
 
 def main() -> None:
     """Decode standard input to standard output."""
@@ -75,7 +78,8 @@ def _rehearse() -> None:
 
 
 def _lock_in(task: Task) -> None:
-    """Give up everything that decoding does not need."""
+    """Give up everything that decoding does not need, and the precedence of the server's own work."""
+    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))

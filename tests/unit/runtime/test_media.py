@@ -14,6 +14,7 @@ import pytest
 from qwen3_asr_server.audio.decoder import StreamDecoder
 from qwen3_asr_server.domain import SAMPLE_RATE, AudioFormat, Samples
 from qwen3_asr_server.errors import MediaError
+from qwen3_asr_server.runtime._media_worker import NICENESS
 from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from support.audio_files import chirp, tone, wav_bytes
 from support.children import PROC, child_processes, ended_within
@@ -72,7 +73,11 @@ async def test_samples_are_those_of_a_live_session(rate: int, subtype: str, tmp_
     assert np.abs(audio[0] - live).max() < 1e-6
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.channels == 2], ids=lambda kind: kind.name)
+STEREO = [kind for kind in KINDS if kind.channels == 2 and kind.codec != "vorbis"]
+"""Without Vorbis, whose encoder in FFmpeg makes the channels alike."""
+
+
+@pytest.mark.parametrize("kind", STEREO, ids=lambda kind: kind.name)
 async def test_channels_stay_apart_when_asked(kind: Kind, tmp_path: Path) -> None:
     path = write_media(tmp_path / "call", kind, stereo(tone(440, 2, kind.rate), tone(1000, 2, kind.rate)))
     apart, media = await read_media(path, LIMITS, split=True)
@@ -191,6 +196,13 @@ async def test_no_process_and_no_handle_stays(end: str, tmp_path: Path) -> None:
 
 def open_handles() -> int:
     return len(list((PROC / "self" / "fd").iterdir()))
+
+
+async def test_decoding_makes_way_for_the_server(tmp_path: Path) -> None:
+    async with open_media(sparse_wav(tmp_path / "long", SAMPLE_RATE, 3600), LIMITS):
+        (child,) = child_processes()
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, child) == min(19, own + NICENESS)
 
 
 async def test_the_child_does_not_see_our_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
