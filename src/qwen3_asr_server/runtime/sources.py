@@ -67,6 +67,8 @@ class SourceLimits:
     max_bytes: int = 2 * 1024**3
     upload_stall_s: float = 60
     """Longest wait for a client's next bytes, in seconds."""
+    upload_s: float = 3600
+    """Longest upload, in seconds: a byte now and then would hold its place without end."""
     web: WebLimits = field(default_factory=WebLimits)
     roots: tuple[Path, ...] = ()
     """Folders that a `ServerPath` may lie under, absolute; none: there are no such sources."""
@@ -117,7 +119,7 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         store = _Store(stored, limits.max_bytes)
         match source:
             case Upload(chunks):
-                await _receive(chunks, limits.upload_stall_s, store)
+                await _receive(chunks, limits, store)
             case DataUrl(url):
                 await _decode(url, store)
             case WebUrl(url):
@@ -169,17 +171,18 @@ def _room_needed() -> Iterator[None]:
         raise Overloaded("The server has no room to store the file.") from problem
 
 
-async def _receive(chunks: AsyncIterable[bytes], stall_s: float, store: _Store) -> None:
+async def _receive(chunks: AsyncIterable[bytes], limits: SourceLimits, store: _Store) -> None:
     coming = aiter(chunks)
     try:
-        while True:
-            async with asyncio.timeout(stall_s):
-                chunk = await anext(coming, None)
-            if chunk is None:
-                return
-            await store.write(chunk)
+        async with asyncio.timeout(limits.upload_s):
+            while True:
+                async with asyncio.timeout(limits.upload_stall_s):
+                    chunk = await anext(coming, None)
+                if chunk is None:
+                    return
+                await store.write(chunk)
     except TimeoutError:
-        raise IdleTimeout("The upload stopped before its end.") from None
+        raise IdleTimeout("The upload stopped before its end, or takes too long.") from None
 
 
 async def _decode(url: str, store: _Store) -> None:

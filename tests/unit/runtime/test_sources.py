@@ -113,6 +113,16 @@ async def test_an_upload_that_stops_is_ended() -> None:
         await bytes_of(Upload(stopping()), replace(LIMITS, upload_stall_s=0.05))
 
 
+async def test_an_upload_of_a_byte_now_and_then_is_ended_too() -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(IdleTimeout):
+        await bytes_of(Upload(drip()), replace(LIMITS, max_bytes=10**9, upload_s=0.2))
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.binary(max_size=500), st.sampled_from(["standard", "url-safe", "unpadded", "wrapped", "quoted", "not base64"])
