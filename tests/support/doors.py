@@ -1,0 +1,202 @@
+"""The HTTP doors for recordings as their clients see them: what is sent, what comes back, what is left behind.
+
+`DOORS` is a table: a new door is a row that says how to ask it, and how it says what is wrong. The engine names the
+loudness of what it hears; `wav` makes something to hear.
+"""
+
+import io
+import json
+import wave
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from support.server import RunningServer, wait_until
+from support.speech import pcm16
+
+REST = "/api/transcribe"
+OPENAI = "/v1/audio/transcriptions"
+RATE = 16_000
+
+
+def wav(*parts: tuple[float, float]) -> bytes:
+    """Return a WAV file of stretches, each with its loudness and its length in seconds."""
+    samples = np.concatenate([np.full(round(seconds * RATE), loudness, np.float32) for loudness, seconds in parts])
+    return wav_of(samples[:, None])
+
+
+def wav_of(samples: Any) -> bytes:
+    """Return a WAV file of float32 [n, channels]."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(samples.shape[1])
+        writer.setsampwidth(2)
+        writer.setframerate(RATE)
+        writer.writeframes(pcm16(samples.ravel()))
+    return file.getvalue()
+
+
+SPEECH = wav((0.0, 0.5), (0.25, 0.64), (0.0, 1.5), (0.5, 0.64), (0.0, 0.5))
+SEGMENTS = 2
+SILENCE = wav((0.0, 2.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a door, in nobody's form."""
+
+    file: bytes | None = SPEECH
+    url: str | None = None
+    """Instead of the file."""
+    language: str | None = None
+    model: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a door says went wrong."""
+
+    status: int
+    code: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A way to a transcript over HTTP."""
+
+    ask: Callable[[str, Asked], httpx.Response]
+    """Takes the server's address."""
+    text: Callable[[httpx.Response], str]
+    error: Callable[[httpx.Response], dict[str, Any]]
+    """Returns the error in an answer, after a look at its form."""
+    failures: Mapping[str, Failure]
+    """By what is wrong; what is not in it cannot go wrong at this door."""
+
+
+def _form(path: str) -> Callable[[str, Asked], httpx.Response]:
+    def ask(server: str, asked: Asked) -> httpx.Response:
+        fields = {"url": asked.url, "language": asked.language, "model": asked.model}
+        files = {"file": ("speech.wav", asked.file)} if asked.file is not None and asked.url is None else None
+        given = {name: value for name, value in fields.items() if value is not None}
+        headers = {"Authorization": f"Bearer {asked.key}"} if asked.key else {}
+        address = f"{server}{path}"
+        return httpx.post(address, files=files, data=given, headers=headers, trust_env=False, timeout=20)
+
+    return ask
+
+
+def _plain_error(answer: httpx.Response) -> dict[str, Any]:
+    error = answer.json()
+    assert set(error) == {"code", "message", "request_id"}
+    return dict(error)
+
+
+def _openai_error(answer: httpx.Response) -> dict[str, Any]:
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return dict(body["error"])
+
+
+DOORS: Mapping[str, Door] = {
+    REST: Door(
+        _form(REST),
+        lambda answer: str(answer.json()["text"]),
+        _plain_error,
+        {
+            "no file": Failure(400, "InvalidParameter"),
+            "unreadable": Failure(400, "InvalidFile"),
+            "oversized": Failure(413, "PayloadTooLarge"),
+            "wrong language": Failure(400, "InvalidParameter"),
+            "wrong model": Failure(404, "Model.NotExist"),
+            "unreachable": Failure(400, "SourceUnreachable"),
+            "refused": Failure(400, "SourceRefused"),
+            "no address": Failure(400, "InvalidParameter"),
+            "no key": Failure(401, "InvalidApiKey"),
+            "full": Failure(503, "Throttling"),
+            "no model loaded": Failure(503, "ModelUnavailable"),
+        },
+    ),
+    OPENAI: Door(
+        _form(OPENAI),
+        lambda answer: str(answer.json()["text"]),
+        _openai_error,
+        {
+            "no file": Failure(400, "invalid_value"),
+            "unreadable": Failure(400, "invalid_file"),
+            "oversized": Failure(413, "file_too_large"),
+            "wrong language": Failure(400, "invalid_value"),
+            "wrong model": Failure(404, "model_not_found"),
+            "no key": Failure(401, "invalid_api_key"),
+            "full": Failure(503, "server_overloaded"),
+            "no model loaded": Failure(503, "server_overloaded"),
+        },
+    ),
+}
+
+
+def broken(answer: httpx.Response, door: str) -> dict[str, Any]:
+    """Return the error in an answer of the door's form; no place on this machine is in it."""
+    assert "Traceback" not in answer.text
+    assert not any(place in answer.text for place in ("/dev/", "/tmp", "/proc", "/home"))
+    return DOORS[door].error(answer)
+
+
+def post(server: RunningServer, door: str, file: bytes | None = SPEECH, **fields: Any) -> httpx.Response:
+    """Send a form; the fields stand before the file, as httpx and OpenAI's client write them."""
+    files = None if file is None else {"file": ("speech.wav", file)}
+    return httpx.post(f"{server.http_url}{door}", files=files, data=fields, trust_env=False, timeout=20)
+
+
+def get(server: RunningServer, path: str) -> httpx.Response:
+    return httpx.get(f"{server.http_url}{path}", trust_env=False, timeout=10)
+
+
+def events(answer: httpx.Response) -> list[tuple[str | None, Any]]:
+    """Return name and data of every server-sent event."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    found = []
+    for block in answer.text.removesuffix("\n\n").split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n"))
+        found.append((lines.get("event"), json.loads(lines["data"])))
+    return found
+
+
+def assert_nothing_left(server: RunningServer) -> None:
+    """Wait until no file, no decoding process and no place is held for a recording."""
+    wait_until(lambda: not len(server.services.recordings) and not server.server.state.uploads.in_use)
+    wait_until(lambda: not set(_stored()) - _BEFORE and not _decoding())
+    assert server.services.pool.leases.count == 0
+
+
+def _stored() -> list[str]:
+    """Return the files of this process that have no name any more."""
+    links = []
+    for handle in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(str(handle.readlink()))
+        except FileNotFoundError:
+            continue
+    return [link for link in links if link.endswith("(deleted)") and not link.startswith("/memfd:")]
+
+
+_BEFORE = frozenset(_stored())
+"""What the test runner itself holds."""
+
+
+def _decoding() -> list[int]:
+    """Return the processes that decode files for this one."""
+    children = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids = (task / "children").read_text().split()
+            children += [int(pid) for pid in pids if "_media_worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+        except FileNotFoundError:
+            continue
+    return children
