@@ -1,0 +1,106 @@
+"""Hotwords as clients write them, in any of the usual forms: read, checked and bounded.
+
+    ["Qwen", …]   [{"word": "SQL", "sounds_like": ["sequel"]}, …]   [{"text": "Qwen", "weight": 4, "lang": "zh"}, …]
+    {"Qwen": 4, …}   and any of these as JSON within a string, as forms send it
+
+`text.context.render_context` makes the model's context of them. Knows no door; every door for recordings calls it.
+"""
+
+import json
+from typing import Any, Final
+
+from qwen3_asr_server.errors import InvalidValue
+from qwen3_asr_server.text.context import WORD_CHARS, Hotword
+
+CUSTOM_WORDS: Final = "custom_vocabulary_word"
+"""The field of hotwords with `sounds_like`."""
+VOCABULARY: Final = "vocabulary"
+"""The vendor's field of hotwords with weights."""
+
+MAX_HOTWORDS: Final = 1000
+MAX_SOUNDS: Final = 10
+"""Ways to say one word."""
+_MAX_WEIGHT: Final = 1e6
+"""Far beyond those in use; keeps out what is no number, and what no float can hold."""
+
+SCHEMA: Final[dict[str, Any]] = {
+    "type": "array",
+    "maxItems": MAX_HOTWORDS,
+    "items": {
+        "type": "object",
+        "required": ["word"],
+        "properties": {
+            "word": {"type": "string", "maxLength": WORD_CHARS},
+            "sounds_like": {"type": "array", "items": {"type": "string"}, "maxItems": MAX_SOUNDS},
+        },
+    },
+    "description": "Words that are likely to be said, and how they sound.",
+}
+"""For the OpenAPI of the doors."""
+
+
+def hotwords_of(value: object, param: str = CUSTOM_WORDS) -> list[Hotword]:
+    """Return the hotwords in a field.
+
+    A word that is to be heard less often, by a negative weight, is left out: a context can only make words likelier.
+
+    Args:
+        value: what stands in the field, JSON or a string with JSON in it; None and "" are no hotwords.
+        param: the field, as the client named it.
+
+    Raises:
+        InvalidValue: it is none of the forms, or over a limit.
+    """
+    if isinstance(value, str):
+        value = _from_text(value, param)
+    match value:
+        case None:
+            return []
+        case dict():
+            entries: list[Any] = [{"text": word, "weight": weight} for word, weight in value.items()]
+        case list():
+            entries = value
+        case _:
+            raise InvalidValue(f"{param} is a list of words.", param=param)
+    if len(entries) > MAX_HOTWORDS:
+        raise InvalidValue(f"{param} has at most {MAX_HOTWORDS} words.", param=param)
+    found = [_hotword(entry, f"{param}[{number}]") for number, entry in enumerate(entries)]
+    return [hotword for hotword in found if hotword.weight >= 0]
+
+
+def _from_text(text: str, param: str) -> object:
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError):
+        raise InvalidValue(f"{param} is not valid JSON.", param=param) from None
+
+
+def _hotword(entry: object, param: str) -> Hotword:
+    """Return one hotword."""
+    if isinstance(entry, str):
+        return Hotword(_short(entry, param))
+    if not isinstance(entry, dict):
+        raise InvalidValue(f"{param} is neither a word nor an object with one.", param=param)
+    name = "word" if "word" in entry else "text"
+    weight = entry.get("weight")
+    if weight is None:
+        weight = 0.0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= _MAX_WEIGHT:
+        raise InvalidValue(f"{param}.weight is a number.", param=f"{param}.weight")
+    return Hotword(_short(entry.get(name), f"{param}.{name}"), _sounds(entry.get("sounds_like"), param), float(weight))
+
+
+def _sounds(value: object, param: str) -> tuple[str, ...]:
+    param = f"{param}.sounds_like"
+    if value is None:
+        return ()
+    sounds = [value] if isinstance(value, str) else value
+    if not isinstance(sounds, list) or len(sounds) > MAX_SOUNDS:
+        raise InvalidValue(f"{param} is a list of at most {MAX_SOUNDS} strings.", param=param)
+    return tuple(_short(sound, param) for sound in sounds)
+
+
+def _short(text: object, param: str) -> str:
+    if not isinstance(text, str) or len(text) > WORD_CHARS:
+        raise InvalidValue(f"{param} is a string of at most {WORD_CHARS} characters.", param=param)
+    return text
