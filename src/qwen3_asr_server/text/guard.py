@@ -9,7 +9,7 @@ call `judge` for finals, decode once more without prefix and context if it finds
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
@@ -108,24 +108,14 @@ def leaks_context(text: str, context: str) -> bool:
 
     Two things count: a run of at least 12 words that makes up 60 % of the text, and a run through three or more
     entries of a list that makes up 80 % of it, if it has at least 6 words or is the whole context. Two characters
-    of an unspaced script count as a word. A hotword, a name or a few of them are no leak, even said alone.
+    of an unspaced script count as a word. A list may be recited with what stands in brackets behind its entries,
+    without it, or that alone. A hotword, a name or a few of them are no leak, even said alone.
     """
-    spoken, given = _words(text), _words(context)
-    if not spoken or not given:
-        return False
-    weights = list(accumulate((word.weight for word in given), initial=0.0))
-    entries = list(accumulate(word.opens_entry for word in given))
-    for start, end in _runs_through_middle([w.core for w in spoken], [w.core for w in given]):
-        share = (end - start) / len(spoken)
-        words = weights[end] - weights[start]
-        if share >= _PROSE_SHARE and words >= _PROSE_WORDS:
-            return True
-        is_list = entries[end - 1] - entries[start] + 1 >= _LIST_ENTRIES and share >= _LIST_SHARE
-        if is_list and (words >= _LIST_WORDS or end - start == len(given)):
-            return True
-    return False
+    spoken = _words(text)
+    return bool(spoken) and any(_recites(spoken, _words(reading)) for reading in _readings(context))
 
 
+_IN_BRACKETS: Final = re.compile(r"\(([^()]*)\)")
 _TAG: Final = re.compile(r"<\||\|>|asr_text")
 _LONGEST_ANYWHERE: Final = 20
 _TIMES_ANYWHERE: Final = 20
@@ -222,6 +212,30 @@ def _words(text: str) -> list[_Word]:
         end = match.end()
         words.append(_Word(text[match.start() : end].casefold(), match.start(), end, 0.5 if unspaced else 1.0, opens))
     return words
+
+
+def _readings(context: str) -> Iterator[str]:
+    """Yield the context, and where it has words with their sounds in brackets, each of these alone."""
+    yield context
+    sounds = _IN_BRACKETS.findall(context)
+    if sounds:
+        yield _IN_BRACKETS.sub("", context)
+        yield ", ".join(sounds)
+
+
+def _recites(spoken: Sequence[_Word], given: Sequence[_Word]) -> bool:
+    """Return whether what was said is mostly a run through what was given."""
+    weights = list(accumulate((word.weight for word in given), initial=0.0))
+    entries = list(accumulate(word.opens_entry for word in given))
+    for start, end in _runs_through_middle([w.core for w in spoken], [w.core for w in given]):
+        share = (end - start) / len(spoken)
+        words = weights[end] - weights[start]
+        if share >= _PROSE_SHARE and words >= _PROSE_WORDS:
+            return True
+        is_list = entries[end - 1] - entries[start] + 1 >= _LIST_ENTRIES and share >= _LIST_SHARE
+        if is_list and (words >= _LIST_WORDS or end - start == len(given)):
+            return True
+    return False
 
 
 _WORD: Final = re.compile(r"um*|[wm]+(?:i[wm]+)*")

@@ -76,3 +76,32 @@ def test_a_recited_list_of_hotwords_is_seen_as_a_leak():
     )
     assert leaks_context("Durian, rambutan, longan, salak, pomelo, yuzu.", context)
     assert not leaks_context("I like durian and pomelo best of all.", context)
+
+
+FRUIT = {
+    "durian": "doo ree an",
+    "rambutan": "ram boo tan",
+    "longan": "long an",
+    "salak": "sa lak",
+    "pomelo": "po me lo",
+    "yuzu": "you zoo",
+}
+BRANDS = {
+    "不二家": "bu er jia",
+    "通义千问": "tong yi qian wen",
+    "百炼": "bai lian",
+    "灵积": "ling ji",
+    "阿里云": "a li yun",
+}
+
+
+@pytest.mark.parametrize("words", [FRUIT, BRANDS])
+def test_a_list_is_recited_with_its_sounds_or_without(words):
+    context = render_context(["A talk."], [Hotword(word, [sounds]) for word, sounds in words.items()])
+    assert leaks_context(context.splitlines()[1], context)
+    assert leaks_context("、".join(words), context)
+    assert leaks_context(" ".join(words.values()), context)
+    word, sounds = next(iter(words.items()))
+    assert not leaks_context(word, context)
+    assert not leaks_context(sounds, context)
+    assert not leaks_context(f"We sell {word} here.", context)
