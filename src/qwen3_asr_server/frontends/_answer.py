@@ -97,7 +97,14 @@ class Exchange:
             ClientDisconnect: the client does not take it in time.
         """
         head = f"event: {name}\n" if name else ""
-        event = f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n"
+        await self.write(f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n")
+
+    async def write(self, event: str) -> None:
+        """Send an event as it is to stand on the wire, with the blank line at its end.
+
+        Raises:
+            ClientDisconnect: the client does not take it in time.
+        """
         try:
             async with asyncio.timeout(self._send_timeout_s):
                 if not self.begun:

@@ -72,6 +72,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         limits=limits_of(settings),
         warnings=tuple(all_warnings(settings, services)),
         page_silence_ms=settings.vad_silence_duration_ms,
+        emotion=settings.emotion,
     )
     app = FastAPI(
         title="qwen3-asr-realtime-server",

@@ -1,7 +1,7 @@
 """How an error looks over HTTP: a status and a JSON body in the form of its door, never a trace.
 
 Most doors say `{"code", "message", "request_id"}`, with the vendor's codes where it has one, as its SDKs read them;
-those below `/v1/` say `{"error": {…}}`, as OpenAI's clients read it. The one mapping from our errors (and the
+those of OpenAI's interface say `{"error": {…}}`, as OpenAI's clients read it. The one mapping from our errors (and the
 framework's) to HTTP. Knows nothing of what failed; used by `_app`, `_auth` and the doors.
 """
 
@@ -35,8 +35,8 @@ from qwen3_asr_server.errors import (
 
 logger = logging.getLogger(__name__)
 
-_OPENAI: Final = "/v1/"
-"""What the paths of OpenAI's doors begin with."""
+_OPENAI: Final = ("/v1/", "/compatible-mode/v1/")
+"""What the paths of OpenAI's doors begin with, and those of the vendor's in their form."""
 
 _STATUS_AND_CODE: Final[dict[type[AsrServerError], tuple[int, str]]] = {
     Unauthorized: (401, "InvalidApiKey"),

@@ -4,6 +4,7 @@ No door recognises anything: each maps its fields onto a `Wish` and a `Transcrip
 no wire format.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,9 @@ from qwen3_asr_server.text.transcript import Segment, Transcript
 
 TIME_HEADERS: Final = ("X-Time-Load", "X-Time-Process", "X-Time-Total")
 """Seconds that an answer took: until the model was there, from then on, and in all with the upload."""
+
+VENDOR_MODEL: Final = re.compile(r"qwen3-asr-flash(-us)?(-\d{4}-\d{2}-\d{2})?(-us)?", re.IGNORECASE)
+"""The vendor's names for its model of recordings; they stand for the default model, as its realtime names do."""
 
 AUTO: Final = "auto"
 """What clients write for a language that is to be detected."""
@@ -104,8 +108,8 @@ def model_named(services: Services, asked: str, also: frozenset[str] = frozenset
     raise UnknownModel(f"There is no such model here, but: {', '.join(services.models.names)}.", param="model")
 
 
-def language_named(text: str) -> str | None:
-    """Return the code of the language that a client names, None to detect it.
+def language_named(text: str, param: str = "language") -> str | None:
+    """Return the code of the language that a client names in a field, None to detect it.
 
     Raises:
         InvalidValue: it is none.
@@ -114,7 +118,7 @@ def language_named(text: str) -> str | None:
         return None
     language = find(text)
     if language is None:
-        raise InvalidValue("There is no such language; see /api/languages.", param="language")
+        raise InvalidValue("There is no such language; see /api/languages.", param=param)
     return language.forced_code
 
 

@@ -35,6 +35,8 @@ class AppState:
     """What an operator should change before strangers use this server."""
     page_silence_ms: int
     """Silence that ends an utterance on the demo page, unless its user says otherwise."""
+    emotion: str = ""
+    """What to answer where a protocol wants an emotion; empty leaves it out."""
     failure: str | None = None
     """Why the server cannot work, once that is known."""
 

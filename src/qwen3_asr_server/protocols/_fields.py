@@ -22,6 +22,7 @@ class Fields:
 
     values: JsonObject
     path: str
+    """Where it stands; empty for the message itself."""
 
     @classmethod
     def of(cls, value: object, path: str) -> "Fields":
@@ -34,9 +35,13 @@ class Fields:
         """Tell whether the field is there, be it null."""
         return name in self.values
 
+    def place(self, name: str) -> str:
+        """Return where a field stands."""
+        return f"{self.path}.{name}" if self.path else name
+
     def refusal(self, name: str, expected: str) -> InvalidValue:
         """Return the error that says what is wrong with a field and what was `expected`."""
-        return InvalidValue(f"Invalid value: {quoted(self.values[name])}. {expected}", param=f"{self.path}.{name}")
+        return InvalidValue(f"Invalid value: {quoted(self.values[name])}. {expected}", param=self.place(name))
 
     def object(self, *names: str) -> "Fields | None":
         """Return the object at the end of a path of names."""
@@ -45,7 +50,7 @@ class Fields:
             value = fields.values.get(name)
             if value is None:
                 return None
-            fields = Fields.of(value, f"{fields.path}.{name}")
+            fields = Fields.of(value, fields.place(name))
         return fields
 
     def text(self, name: str) -> str | None:
