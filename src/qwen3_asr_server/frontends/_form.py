@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from python_multipart import MultipartParser
@@ -20,6 +20,7 @@ from python_multipart.multipart import parse_options_header
 
 from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
+from qwen3_asr_server.frontends._hotwords import BEFOREHAND
 from qwen3_asr_server.runtime.sources import SourceLimits, Upload, fetched, source_of
 
 FILE: Final = "file"
@@ -27,6 +28,9 @@ URL: Final = "url"
 _MAX_PARTS: Final = 64
 _MAX_FIELDS_BYTES: Final = 1024 * 1024
 """Of all fields of a multipart form together."""
+
+_LARGE_BYTES: Final = 256 * 1024
+"""JSON that takes more than about a millisecond to read."""
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off", ""})
@@ -125,33 +129,66 @@ async def audio_in(form: Form, limits: SourceLimits) -> AsyncIterator[Path]:
         yield path
 
 
-async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s: float) -> dict[str, list[str]]:
-    if kind not in (b"application/json", b"application/x-www-form-urlencoded"):
-        raise InvalidValue("Send multipart/form-data with a file, or JSON.")
+async def whole_body(exchange: Exchange, max_bytes: int, stall_s: float) -> bytearray:
+    """Return the body of a request without a file.
+
+    Args:
+        exchange: the request.
+        max_bytes: longest body.
+        stall_s: longest wait for its next bytes, in seconds.
+
+    Raises:
+        TooLarge: it is longer.
+        IdleTimeout: it stops before its end.
+    """
+    announced = exchange.headers.get("content-length", "")
+    too_large = TooLarge(f"A request without a file has at most {max_bytes} bytes.")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise too_large
     body = bytearray()
+    coming = exchange.body()
     try:
-        async with asyncio.timeout(stall_s):
-            async for chunk in exchange.body():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise TooLarge(f"A request without a file has at most {max_bytes} bytes.")
+        while True:
+            async with asyncio.timeout(stall_s):
+                chunk = await anext(coming, None)
+            if chunk is None:
+                return body
+            body += chunk
+            if len(body) > max_bytes:
+                raise too_large
     except TimeoutError:
         raise IdleTimeout("The request stopped before its end.") from None
-    return _from_json(body) if kind == b"application/json" else _from_pairs(body)
 
 
-def _from_json(body: bytearray) -> dict[str, list[str]]:
+async def json_object(body: bytearray) -> dict[str, Any]:
+    """Return the JSON object in a body; a large one is read on a thread.
+
+    Raises:
+        InvalidValue: it is none.
+    """
     try:
-        values = json.loads(body)
+        values = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE_BYTES else json.loads(body)
     except (ValueError, RecursionError):
         raise InvalidValue("The body is not valid JSON.") from None
     if not isinstance(values, dict):
         raise InvalidValue("The body is not a JSON object.")
+    return values
+
+
+async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s: float) -> dict[str, list[str]]:
+    if kind not in (b"application/json", b"application/x-www-form-urlencoded"):
+        raise InvalidValue("Send multipart/form-data with a file, or JSON.")
+    body = await whole_body(exchange, max_bytes, stall_s)
+    if kind != b"application/json":
+        return _from_pairs(body)
+    values = await json_object(body)
     return {name: _strings(name, value) for name, value in values.items() if value is not None}
 
 
 def _strings(name: str, value: object) -> list[str]:
     match value:
+        case list() | dict() if name in BEFOREHAND:
+            return [json.dumps(value)]
         case list():
             return [text for each in value for text in _strings(name, each)]
         case bool():

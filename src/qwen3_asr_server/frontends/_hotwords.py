@@ -1,21 +1,27 @@
-"""Hotwords as clients write them, in any of the usual forms: read, checked and bounded.
+"""What clients say beforehand, in their fields for it: hotwords in any of the usual forms, and texts.
 
     ["Qwen", …]   [{"word": "SQL", "sounds_like": ["sequel"]}, …]   [{"text": "Qwen", "weight": 4, "lang": "zh"}, …]
     {"Qwen": 4, …}   and any of these as JSON within a string, as forms send it
 
-`text.context.render_context` makes the model's context of them. Knows no door; every door for recordings calls it.
+Everything is checked and bounded, and becomes the one context that models take (`text.context`). Knows no door; every
+door for recordings calls it.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.text.context import WORD_CHARS, Hotword
+from qwen3_asr_server.text.context import WORD_CHARS, Hotword, render_context
 
 CUSTOM_WORDS: Final = "custom_vocabulary_word"
 """The field of hotwords with `sounds_like`."""
 VOCABULARY: Final = "vocabulary"
 """The vendor's field of hotwords with weights."""
+CORPUS: Final = "corpus"
+"""The vendor's field of texts: an object with `text`."""
+BEFOREHAND: Final = (CUSTOM_WORDS, VOCABULARY, CORPUS)
+"""The fields that `context_of` reads."""
 
 MAX_HOTWORDS: Final = 1000
 MAX_SOUNDS: Final = 10
@@ -23,20 +29,56 @@ MAX_SOUNDS: Final = 10
 _MAX_WEIGHT: Final = 1e6
 """Far beyond those in use; keeps out what is no number, and what no float can hold."""
 
-SCHEMA: Final[dict[str, Any]] = {
-    "type": "array",
-    "maxItems": MAX_HOTWORDS,
-    "items": {
-        "type": "object",
-        "required": ["word"],
-        "properties": {
-            "word": {"type": "string", "maxLength": WORD_CHARS},
-            "sounds_like": {"type": "array", "items": {"type": "string"}, "maxItems": MAX_SOUNDS},
+_WORD: Final[dict[str, Any]] = {"type": "string", "maxLength": WORD_CHARS}
+SCHEMAS: Final[Mapping[str, Any]] = {
+    CUSTOM_WORDS: {
+        "type": "array",
+        "maxItems": MAX_HOTWORDS,
+        "items": {
+            "type": "object",
+            "required": ["word"],
+            "properties": {
+                "word": _WORD,
+                "sounds_like": {"type": "array", "items": _WORD, "maxItems": MAX_SOUNDS},
+            },
         },
+        "description": "Words that are likely to be said, and how they sound; in a form as JSON.",
     },
-    "description": "Words that are likely to be said, and how they sound.",
+    VOCABULARY: {
+        "type": "array",
+        "maxItems": MAX_HOTWORDS,
+        "items": {
+            "type": "object",
+            "required": ["text"],
+            "properties": {"text": _WORD, "weight": {"type": "number"}, "lang": {"type": "string"}},
+        },
+        "description": "The same with weights; the heaviest find room first. In a form as JSON.",
+    },
+    CORPUS: {
+        "type": "object",
+        "properties": {"text": {"type": "string"}},
+        "description": "Text that is likely to be said; in a form as JSON.",
+    },
 }
-"""For the OpenAPI of the doors."""
+"""The fields of `context_of`, for the OpenAPI of the doors."""
+
+
+def context_of(options: Mapping[str, object], *texts: str, hotwords: Sequence[Hotword] = (), path: str = "") -> str:
+    """Return the context for what a client says beforehand.
+
+    Args:
+        options: what holds the fields `BEFOREHAND`, as JSON or as strings with JSON in them; others are not looked at.
+        texts: further texts, which come first.
+        hotwords: further ones, which come first too.
+        path: where the fields stand, for messages: "asr_options.".
+
+    Raises:
+        InvalidValue: one of the fields is wrong.
+    """
+    found = [*hotwords]
+    for name in (CUSTOM_WORDS, VOCABULARY):
+        found += hotwords_of(options.get(name), path + name)
+    return render_context([*texts, _corpus_text(options.get(CORPUS), path + CORPUS)], found)
 
 
 def hotwords_of(value: object, param: str = CUSTOM_WORDS) -> list[Hotword]:
@@ -66,6 +108,19 @@ def hotwords_of(value: object, param: str = CUSTOM_WORDS) -> list[Hotword]:
         raise InvalidValue(f"{param} has at most {MAX_HOTWORDS} words.", param=param)
     found = [_hotword(entry, f"{param}[{number}]") for number, entry in enumerate(entries)]
     return [hotword for hotword in found if hotword.weight >= 0]
+
+
+def _corpus_text(value: object, param: str) -> str:
+    if isinstance(value, str):
+        value = _from_text(value, param)
+    if value is None:
+        return ""
+    text = value.get("text") if isinstance(value, dict) else value
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise InvalidValue(f"{param}.text is a string.", param=f"{param}.text")
+    return text
 
 
 def _from_text(text: str, param: str) -> object:

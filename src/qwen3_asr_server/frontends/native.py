@@ -16,6 +16,7 @@ from qwen3_asr_server import __version__
 from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.frontends._form import Fields, Form, audio_in, received
+from qwen3_asr_server.frontends._hotwords import BEFOREHAND, SCHEMAS, context_of
 from qwen3_asr_server.frontends._recordings import (
     TIME_HEADERS,
     Result,
@@ -55,6 +56,7 @@ _FIELDS: Final[dict[str, Any]] = {
     "format": {"type": "string", "enum": list(FORMATS), "default": "json"},
     "stream": {"type": "boolean", "default": False, "description": "Tell progress as server-sent events."},
     "context": {"type": "string", "description": "Text or words that are likely to be said."},
+    **SCHEMAS,
     "initial_context": {"type": "string", "description": "Text before the recording."},
     "use_previous_context": {"type": "boolean", "default": False, "description": "Carry on the text so far."},
     "split_channels": {"type": "boolean", "default": False, "description": "A transcript for each channel."},
@@ -147,7 +149,7 @@ def _wish(form: Form, state: AppState) -> Wish:
 def _options(fields: Fields, *, words: bool) -> TranscribeOptions:
     return TranscribeOptions(
         language=language_named(fields.text("language")),
-        context=fields.text("context"),
+        context=context_of({name: fields.text(name) for name in BEFOREHAND}, fields.text("context")),
         initial_context=fields.text("initial_context"),
         use_previous_context=fields.flag("use_previous_context"),
         words=words,

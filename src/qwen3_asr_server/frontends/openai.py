@@ -1,4 +1,4 @@
-"""Recordings as OpenAI's clients send them: `POST /v1/audio/transcriptions`, and `GET /v1/models`.
+"""Recordings as OpenAI's clients send them: `POST /v1/audio/transcriptions`, and the models that they ask for.
 
 Only maps fields: `_form` reads them, `_recordings` has the file transcribed. Errors are in OpenAI's form (`_errors`).
 """
@@ -14,20 +14,28 @@ from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import Fields, received
+from qwen3_asr_server.frontends._hotwords import BEFOREHAND, MAX_HOTWORDS, SCHEMAS, context_of, hotwords_of
 from qwen3_asr_server.frontends._recordings import Wish, demand_word_times, language_named, model_named, transcribed
 from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._usage import audio_tokens, text_tokens
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.context import WORD_CHARS
 from qwen3_asr_server.text.join import joint
 from qwen3_asr_server.text.subtitles import as_json, as_srt, as_text, as_verbose_json, as_vtt, seconds_of
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(tags=["openai"])
 
 State = Annotated[AppState, Depends(app_state)]
 
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES: Final = ("segment", "word")
-DEFAULT_MODELS: Final = frozenset({"whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"})
+DEFAULT_MODELS: Final = frozenset(
+    {
+        *("whisper-1", "gpt-transcribe", "gpt-4o-transcribe"),
+        *("gpt-4o-mini-transcribe", "gpt-4o-mini-transcribe-2025-12-15"),
+    }
+)
 """OpenAI's own names; they stand for the default model, so that a program need not be changed."""
 
 _TEXTS: Final[dict[str, Callable[[Transcript], str]]] = {"text": as_text, "srt": as_srt, "vtt": as_vtt}
@@ -43,6 +51,18 @@ _REQUEST: Final[dict[str, Any]] = {
                     "model": {"type": "string", "description": "One of /v1/models; OpenAI's names mean the default."},
                     "language": {"type": "string", "description": "A code or an English name; else it is detected."},
                     "prompt": {"type": "string", "description": "Text or words that are likely to be said."},
+                    "keywords[]": {
+                        "type": "array",
+                        "items": {"type": "string", "maxLength": WORD_CHARS},
+                        "maxItems": MAX_HOTWORDS,
+                        "description": "Words that are likely to be said.",
+                    },
+                    **SCHEMAS,
+                    "languages[]": {
+                        "type": "array",
+                        "items": {"type": "string"},
+                        "description": "A single one is taken as `language`; of several, one is detected.",
+                    },
                     "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
                     "timestamp_granularities[]": {
                         "type": "array",
@@ -58,7 +78,7 @@ _REQUEST: Final[dict[str, Any]] = {
 }
 
 
-@router.post("/audio/transcriptions", openapi_extra={"requestBody": _REQUEST})
+@router.post("/v1/audio/transcriptions", openapi_extra={"requestBody": _REQUEST})
 async def transcriptions(state: State) -> Response:
     """Transcribe a recording of any length in any usual audio or video format."""
     return Answer(
@@ -66,13 +86,15 @@ async def transcriptions(state: State) -> Response:
     )
 
 
-@router.get("/models")
+@router.get("/compatible-mode/v1/models")
+@router.get("/v1/models")
 async def models(state: State) -> dict[str, Any]:
     """List the models of this server."""
     return {"object": "list", "data": [_model(name) for name in state.services.models.names]}
 
 
-@router.get("/models/{model:path}")
+@router.get("/compatible-mode/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}")
 async def model(model: str, state: State) -> dict[str, Any]:
     """Describe a model, if this server has it."""
     return _model(model_named(state.services, model))
@@ -98,7 +120,7 @@ async def _transcribe(exchange: Exchange, state: AppState) -> Response | None:
 def _wish(fields: Fields, state: AppState) -> tuple[Wish, str, frozenset[str]]:
     """Return what is wanted, in which format, and with the times of what."""
     kind = fields.choice("response_format", FORMATS)
-    granularities = frozenset(fields.all("timestamp_granularities[]") + fields.all("timestamp_granularities"))
+    granularities = frozenset(_listed(fields, "timestamp_granularities"))
     if granularities - set(GRANULARITIES):
         raise InvalidValue("timestamp_granularities are word and segment.", param="timestamp_granularities")
     if "word" in granularities and kind != "verbose_json":
@@ -109,15 +131,33 @@ def _wish(fields: Fields, state: AppState) -> tuple[Wish, str, frozenset[str]]:
     words = "word" in granularities
     if words:
         demand_word_times(state.services, model, "timestamp_granularities")
-    options = TranscribeOptions(language_named(fields.text("language")), fields.text("prompt"), words=words)
-    return Wish(model, options), kind, granularities
+    language = language_named(fields.text("language") or _only_language(fields))
+    return Wish(model, TranscribeOptions(language, _context(fields), words=words)), kind, granularities
+
+
+def _only_language(fields: Fields) -> str:
+    """Return the one language that is possible; empty where there are several, or none is named."""
+    possible = _listed(fields, "languages")
+    for language in possible:
+        language_named(language, "languages")
+    return possible[0] if len(possible) == 1 else ""
+
+
+def _context(fields: Fields) -> str:
+    given = {name: fields.text(name) for name in BEFOREHAND}
+    return context_of(given, fields.text("prompt"), hotwords=hotwords_of(_listed(fields, "keywords"), "keywords"))
+
+
+def _listed(fields: Fields, name: str) -> list[str]:
+    """Return the values of a list: clients write its name with brackets or without."""
+    return fields.all(f"{name}[]") + fields.all(name)
 
 
 def _response(transcript: Transcript, kind: str, granularities: frozenset[str]) -> Response:
     if kind in _TEXTS:
         return PlainTextResponse(_TEXTS[kind](transcript))
     if kind == "json":
-        body = as_json(transcript)
+        body = as_json(transcript) | {"languages": _languages(transcript)}
     else:
         segments = "segment" in granularities or not granularities
         body = as_verbose_json(transcript, words="word" in granularities, segments=segments)
@@ -135,4 +175,28 @@ async def _tell(exchange: Exchange, state: AppState, path: Path, wish: Wish) -> 
         await exchange.tell({"type": "transcript.text.delta", "delta": delta})
 
     result = await transcribed(state, path, wish, heard=heard)
-    await exchange.tell({"type": "transcript.text.done", "text": result.transcript.text})
+    transcript = result.transcript
+    await exchange.tell(
+        {
+            "type": "transcript.text.done",
+            "text": transcript.text,
+            "languages": _languages(transcript),
+            "usage": _usage(transcript, wish.options.context),
+        }
+    )
+
+
+def _languages(transcript: Transcript) -> list[dict[str, str]]:
+    return [{"code": transcript.language}] if transcript.language else []
+
+
+def _usage(transcript: Transcript, context: str) -> dict[str, Any]:
+    """Return tokens: in a stream, OpenAI's clients know no other usage."""
+    audio, text, written = audio_tokens(transcript.duration), text_tokens(context), text_tokens(transcript.text)
+    return {
+        "type": "tokens",
+        "input_tokens": audio + text,
+        "input_token_details": {"audio_tokens": audio, "text_tokens": text},
+        "output_tokens": written,
+        "total_tokens": audio + text + written,
+    }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.frontends._hotwords import MAX_HOTWORDS, MAX_SOUNDS, hotwords_of
+from qwen3_asr_server.frontends._hotwords import MAX_HOTWORDS, MAX_SOUNDS, context_of, hotwords_of
 from qwen3_asr_server.text.context import Hotword
 
 FORMS: list[tuple[object, list[Hotword]]] = [
@@ -84,3 +84,36 @@ def test_nothing_else_is_raised(value: object) -> None:
     except InvalidValue:
         return
     assert all(isinstance(hotword.word, str) and hotword.weight >= 0 for hotword in hotwords)
+
+
+@pytest.mark.parametrize(
+    ("options", "texts", "context"),
+    [
+        ({}, (), ""),
+        ({"custom_vocabulary_word": [{"word": "SQL", "sounds_like": ["sequel"]}]}, (), "SQL (sequel)"),
+        ({"custom_vocabulary_word": '["Qwen"]', "vocabulary": {"vLLM": 3}}, (), "vLLM, Qwen"),
+        ({"corpus": {"text": "A talk."}, "vocabulary": ["Qwen"]}, ("Of today.",), "Of today.\nA talk.\nQwen"),
+        ({"corpus": '{"text": "A talk."}'}, (), "A talk."),
+        ({"corpus": {}}, (), ""),
+        ({"corpus": ""}, ("<|im_end|>",), ""),
+    ],
+)
+def test_all_that_is_said_beforehand_is_one_context(
+    options: dict[str, object], texts: tuple[str, ...], context: str
+) -> None:
+    assert context_of(options, *texts) == context
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"corpus": "A talk."}, "asr_options.corpus"),
+        ({"corpus": {"text": 5}}, "asr_options.corpus.text"),
+        ({"corpus": ["A talk."]}, "asr_options.corpus.text"),
+        ({"vocabulary": [5]}, "asr_options.vocabulary[0]"),
+    ],
+)
+def test_the_field_at_fault_is_named(options: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        context_of(options, path="asr_options.")
+    assert caught.value.param == param
