@@ -10,8 +10,6 @@ import httpx
 import numpy as np
 import pytest
 
-from qwen3_asr_server.domain import StreamOptions
-from qwen3_asr_server.errors import EngineError
 from support.doors import (
     OPENAI,
     REST,
@@ -25,25 +23,10 @@ from support.doors import (
     wav_of,
 )
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine, FakeStream
+from support.fake_engine import FailsLater, FakeEngine
 from support.server import RunningServer, running_server
 
 DOORS = (REST, OPENAI)
-
-
-class Fatal(EngineError):
-    """An error that trying again does not mend."""
-
-    retryable = False
-
-
-class FailsLater(FakeEngine):
-    """Cannot recognise any piece but the first."""
-
-    def open_stream(self, options: StreamOptions) -> FakeStream:
-        if self.opened:
-            self.failures.append(Fatal("This piece cannot be recognised."))
-        return super().open_stream(options)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 loudness of what it hears; `wav` makes something to hear.
 """
 
+import base64
 import io
 import json
 import wave
@@ -20,6 +21,8 @@ from support.speech import pcm16
 
 REST = "/api/transcribe"
 OPENAI = "/v1/audio/transcriptions"
+CHAT = "/v1/chat/completions"
+COMPATIBLE = "/compatible-mode/v1/chat/completions"
 RATE = 16_000
 
 
@@ -90,6 +93,40 @@ def _form(path: str) -> Callable[[str, Asked], httpx.Response]:
     return ask
 
 
+def chat(part: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return the body of a chat request with one part of a message."""
+    return {"messages": [{"role": "user", "content": [part]}], **fields}
+
+
+def data_url(file: bytes) -> str:
+    return f"data:audio/wav;base64,{base64.b64encode(file).decode()}"
+
+
+def _as_audio_url(url: str) -> dict[str, Any]:
+    return {"type": "audio_url", "audio_url": {"url": url}}
+
+
+def _as_input_audio(url: str) -> dict[str, Any]:
+    """Return a part that only holds URLs and base64: no path."""
+    return {"type": "input_audio", "input_audio": {"data": f"file://{url}" if url.startswith("/") else url}}
+
+
+def _chat(path: str, part: Callable[[str], dict[str, Any]]) -> Callable[[str, Asked], httpx.Response]:
+    def ask(server: str, asked: Asked) -> httpx.Response:
+        url = asked.url or (None if asked.file is None else data_url(asked.file))
+        body = chat({"type": "text", "text": ""} if url is None else part(url))
+        body |= {"asr_options": {"language": asked.language}} if asked.language else {}
+        body |= {"model": asked.model} if asked.model else {}
+        headers = {"Authorization": f"Bearer {asked.key}"} if asked.key else {}
+        return httpx.post(f"{server}{path}", json=body, headers=headers, trust_env=False, timeout=20)
+
+    return ask
+
+
+def _content(answer: httpx.Response) -> str:
+    return str(answer.json()["choices"][0]["message"]["content"]).rpartition("<asr_text>")[2]
+
+
 def _plain_error(answer: httpx.Response) -> dict[str, Any]:
     error = answer.json()
     assert set(error) == {"code", "message", "request_id"}
@@ -103,7 +140,23 @@ def _openai_error(answer: httpx.Response) -> dict[str, Any]:
     return dict(body["error"])
 
 
+_CHAT_FAILURES: Mapping[str, Failure] = {
+    "no file": Failure(400, "invalid_value"),
+    "unreadable": Failure(400, "invalid_file"),
+    "oversized": Failure(413, "file_too_large"),
+    "wrong language": Failure(400, "invalid_value"),
+    "wrong model": Failure(404, "model_not_found"),
+    "unreachable": Failure(400, None),
+    "refused": Failure(400, None),
+    "no address": Failure(400, "invalid_value"),
+    "no key": Failure(401, "invalid_api_key"),
+    "full": Failure(503, "server_overloaded"),
+    "no model loaded": Failure(503, "server_overloaded"),
+}
+
 DOORS: Mapping[str, Door] = {
+    CHAT: Door(_chat(CHAT, _as_audio_url), _content, _openai_error, _CHAT_FAILURES),
+    COMPATIBLE: Door(_chat(COMPATIBLE, _as_input_audio), _content, _openai_error, _CHAT_FAILURES),
     REST: Door(
         _form(REST),
         lambda answer: str(answer.json()["text"]),

@@ -116,4 +116,20 @@ class FakeStream:
         self.engine.open_streams -= 1
 
 
+class Fatal(EngineError):
+    """An error that trying again does not mend."""
+
+    retryable = False
+
+
+class FailsLater(FakeEngine):
+    """Cannot recognise any piece but the first."""
+
+    def open_stream(self, options: StreamOptions) -> FakeStream:
+        """Begin a piece, see `FakeEngine`."""
+        if self.opened:
+            self.failures.append(Fatal("This piece cannot be recognised."))
+        return super().open_stream(options)
+
+
 ENGINE = FakeEngine

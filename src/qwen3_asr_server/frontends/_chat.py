@@ -60,6 +60,7 @@ def chat_request(values: Mapping[str, Any]) -> ChatRequest:
     """
     body = Fields(values, "")
     messages = list(_messages(body))
+    texts = [text for message in messages for text in _texts(message)]
     audios = [audio for message in messages for audio in _audios(message)]
     if not audios:
         raise InvalidValue("There is no audio in messages: send one input_audio or audio_url.", param="messages")
@@ -77,9 +78,7 @@ def chat_request(values: Mapping[str, Any]) -> ChatRequest:
         by_audio_url=by_audio_url,
         wants_text=response_format is not None and response_format.choice("type", ("text",)) is not None,
         language=language_named(options.text("language") or "", f"{_OPTIONS}.language"),
-        context=context_of(
-            options.values, *(text for message in messages for text in _texts(message)), path=f"{_OPTIONS}."
-        ),
+        context=context_of(options.values, *texts, path=f"{_OPTIONS}."),
         stream=body.flag("stream") or False,
         include_usage=stream_options is not None and stream_options.flag("include_usage") is True,
     )

@@ -40,6 +40,7 @@ async def service_info(request: Request, state: State) -> Response:
             "tickets": "/api/tickets",
             "transcribe": "/api/transcribe",
             "openai_transcriptions": "/v1/audio/transcriptions",
+            "openai_chat": "/v1/chat/completions",
         },
         "demo": {"silence_duration_ms": state.page_silence_ms},
     }

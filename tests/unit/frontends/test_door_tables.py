@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from qwen3_asr_server.frontends import _errors, native, openai
+from qwen3_asr_server.frontends import _errors, native, openai, openai_chat
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLES = {path.stem: path for path in (ROOT / "docs" / "api").glob("*.md") if path.stem in ("rest", "openai")}
@@ -41,6 +41,7 @@ def test_every_test_that_is_named_exists(table: str, test: str, file: str) -> No
     [
         ("rest", native.router.routes, "/api/transcribe"),
         ("openai", openai.router.routes, "/v1/audio/transcriptions"),
+        ("openai", openai_chat.router.routes, "/v1/chat/completions"),
     ],
 )
 def test_every_field_has_a_row_with_a_test(table: str, routes: list[Any], path: str) -> None:
