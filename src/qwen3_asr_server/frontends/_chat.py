@@ -67,11 +67,9 @@ def chat_request(values: Mapping[str, Any]) -> ChatRequest:
     if len(audios) > 1:
         raise InvalidValue(f"There are {len(audios)} audios in messages: send one at a time.", param="messages")
     ((source, by_audio_url),) = audios
-    response_format, stream_options, options = (
-        body.object("response_format"),
-        body.object("stream_options"),
-        _options(body),
-    )
+    options = _options(body)
+    response_format = body.object("response_format")
+    stream_options = body.object("stream_options")
     return ChatRequest(
         model=body.text("model") or "",
         source=source,

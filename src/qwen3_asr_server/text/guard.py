@@ -9,9 +9,10 @@ call `judge` for finals, decode once more without prefix and context if it finds
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
@@ -112,7 +113,7 @@ def leaks_context(text: str, context: str) -> bool:
     without it, or that alone. A hotword, a name or a few of them are no leak, even said alone.
     """
     spoken = _words(text)
-    return bool(spoken) and any(_recites(spoken, _words(reading)) for reading in _readings(context))
+    return bool(spoken) and any(_recites(spoken, reading) for reading in _readings(context))
 
 
 _IN_BRACKETS: Final = re.compile(r"\(([^()]*)\)")
@@ -214,13 +215,15 @@ def _words(text: str) -> list[_Word]:
     return words
 
 
-def _readings(context: str) -> Iterator[str]:
-    """Yield the context, and where it has words with their sounds in brackets, each of these alone."""
-    yield context
+@lru_cache(maxsize=32)
+def _readings(context: str) -> tuple[Sequence[_Word], ...]:
+    """Return the words of a context, and where it has words with their sounds in brackets, also each of these alone.
+
+    Kept for a while: all finals of a session ask for the same, and a long context takes tens of milliseconds.
+    """
     sounds = _IN_BRACKETS.findall(context)
-    if sounds:
-        yield _IN_BRACKETS.sub("", context)
-        yield ", ".join(sounds)
+    readings = [context, _IN_BRACKETS.sub("", context), ", ".join(sounds)] if sounds else [context]
+    return tuple(_words(reading) for reading in readings)
 
 
 def _recites(spoken: Sequence[_Word], given: Sequence[_Word]) -> bool:
