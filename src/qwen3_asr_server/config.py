@@ -6,7 +6,9 @@ class: they get small option objects made here.
 """
 
 import ipaddress
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
@@ -170,12 +172,32 @@ class Settings(BaseSettings):
     recording_folders: CommaList = []
     """Folders of this machine that clients may name recordings in, absolute and comma-separated. Links below them
     are not followed. Empty: clients can name none."""
+    sync_max_bytes: int = Field(10 * 1024**2, ge=1024)
+    """Largest recording of DashScope's synchronous call, in bytes: the vendor's limit. As a data URL it must fit into
+    MAX_MESSAGE_BYTES too."""
+    sync_max_s: float = Field(300, gt=0)
+    """Longest recording of DashScope's synchronous call, in seconds: the vendor's limit."""
+    data_dir: str = ""
+    """Folder for what outlives a request: files that DashScope's SDK uploads, jobs and their results. Made when it is
+    needed, for its owner only. Empty: `qwen3-asr-server` in XDG_STATE_HOME, or in `~/.local/state` without that."""
+    keep_files_h: float = Field(24, gt=0)
+    """How long files in DATA_DIR are kept, in hours."""
+    max_stored_bytes: int = Field(20 * 1024**3, ge=1024)
+    """Most that uploaded files in DATA_DIR may take together, in bytes; more are refused until some are removed."""
 
     # Wire
     emotion: str = "neutral"
     """What to answer where the protocol wants an emotion; the open weights give none. Empty leaves it out."""
     max_errors: int = Field(100, ge=1)
     """Client errors in a row after which a connection is closed."""
+
+    @property
+    def data_folder(self) -> Path:
+        """DATA_DIR, or where it is by default; need not exist yet."""
+        if self.data_dir:
+            return Path(self.data_dir).expanduser().absolute()
+        state = os.environ.get("XDG_STATE_HOME", "")
+        return (Path(state) if state.startswith("/") else Path.home() / ".local" / "state") / "qwen3-asr-server"
 
     def warnings(self, engine: str | None = None) -> list[str]:
         """Return what an operator should think over, above all before strangers can reach this server.

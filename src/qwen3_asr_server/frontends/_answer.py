@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -28,8 +28,9 @@ _BODY_CHUNKS: Final = 4
 """Pieces of the body that wait to be stored; uvicorn's have 64 KiB."""
 _REST_S: Final = 1.0
 """How long the rest of a refused body is taken in: a client that still sends may not read its answer."""
+_EVENT_STREAM: Final = "text/event-stream"
 _EVENT_HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", f"{_EVENT_STREAM}; charset=utf-8".encode()),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 )
@@ -128,15 +129,16 @@ class Answer(Response):
 
     Args:
         work: what is to be done.
-        failure: how the door says what went wrong; its body is the last event, where events have begun.
-        failure_name: the name of that event.
+        failure: how the door says what went wrong. Where events have begun, its body is the last event: written
+            already if the response is of that type, else JSON.
+        failure_name: the name of that event, if it is JSON.
         send_timeout_s: longest wait for a client to take an event, in seconds.
     """
 
     def __init__(
         self,
         work: Work,
-        failure: Callable[[AsrServerError], JSONResponse],
+        failure: Callable[[AsrServerError], Response],
         *,
         failure_name: str | None = None,
         send_timeout_s: float,
@@ -176,6 +178,9 @@ class Answer(Response):
             _log.exception("a request failed")
             failure = InternalError("The server failed; its log has the details.")
         response = self._failure(failure)
+        if exchange.begun and response.media_type == _EVENT_STREAM:
+            await exchange.write(bytes(response.body).decode())
+            return None
         if exchange.begun:
             await exchange.tell(json.loads(bytes(response.body)), self._failure_name)
             return None

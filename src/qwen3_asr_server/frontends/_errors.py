@@ -8,8 +8,10 @@ framework's) to HTTP. Knows nothing of what failed; used by `_app`, `_auth` and 
 import logging
 import math
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -38,6 +40,10 @@ logger = logging.getLogger(__name__)
 _OPENAI: Final = ("/v1/", "/compatible-mode/v1/")
 """What the paths of OpenAI's doors begin with, and those of the vendor's in their form."""
 
+Codes = Mapping[type[AsrServerError], tuple[int, str]]
+"""HTTP status and code for classes of errors; a class that is not listed has those of its nearest listed base."""
+
+_NO_CODES: Final[Codes] = MappingProxyType({})
 _STATUS_AND_CODE: Final[dict[type[AsrServerError], tuple[int, str]]] = {
     Unauthorized: (401, "InvalidApiKey"),
     Forbidden: (403, "AccessDenied"),
@@ -77,9 +83,16 @@ class _Failure:
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
-def error_response(error: AsrServerError) -> JSONResponse:
-    """Return the HTTP answer that stands for `error`."""
-    return _ours(_failure(error))
+def error_response(error: AsrServerError, codes: Codes = _NO_CODES, request_id: str = "") -> JSONResponse:
+    """Return the HTTP answer that stands for `error`.
+
+    Args:
+        error: what went wrong.
+        codes: status and code of classes for which the door has others than the usual ones.
+        request_id: by which the answer names the request; a new one if it is empty.
+    """
+    failure = _failure(error, codes)
+    return _ours(replace(failure, request_id=request_id) if request_id else failure)
 
 
 def openai_error(error: AsrServerError) -> JSONResponse:
@@ -124,8 +137,9 @@ def install(app: FastAPI) -> None:
         return _answer(request.url.path, failure)
 
 
-def _failure(error: AsrServerError) -> _Failure:
-    status, code = next(_STATUS_AND_CODE[kind] for kind in type(error).__mro__ if kind in _STATUS_AND_CODE)
+def _failure(error: AsrServerError, codes: Codes = _NO_CODES) -> _Failure:
+    table = {**_STATUS_AND_CODE, **codes}
+    status, code = next(table[kind] for kind in type(error).__mro__ if kind in table)
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

@@ -41,6 +41,7 @@ from qwen3_asr_server.runtime.recordings import Recordings
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from qwen3_asr_server.runtime.sources import SourceLimits
 from qwen3_asr_server.runtime.telemetry import Latencies
+from qwen3_asr_server.runtime.uploads import UploadFolder
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.transcript import Transcript
@@ -443,7 +444,13 @@ def source_limits(settings: Settings) -> SourceLimits:
         max_bytes=settings.max_upload_bytes,
         web=WebLimits(total_s=settings.fetch_timeout_s, trusted_networks=networks),
         roots=tuple(Path(folder) for folder in settings.recording_folders),
+        uploads=upload_folder(settings),
     )
+
+
+def upload_folder(settings: Settings) -> UploadFolder:
+    """Return where uploads are kept, and how long."""
+    return UploadFolder(settings.data_folder / "uploads", settings.keep_files_h * 3600)
 
 
 def _recorded_at_once(info: EngineInfo) -> int:

@@ -1,4 +1,4 @@
-"""Where recordings come from: an upload, a data URL, an http(s) URL, a path on this machine; each becomes a local file.
+"""Where recordings come from: uploads, data URLs, http(s) URLs, paths on this machine; each becomes a local file.
 
 `async with fetched(source, limits) as path` gives the file for as long as the block lasts. What is written has no name
 in any folder (`/dev/fd/…` leads to it), so nothing stays behind, not even after a kill. A file of this machine is
@@ -12,17 +12,18 @@ import base64
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO, Final, assert_never
+from typing import BinaryIO, Final, assert_never
 from urllib.parse import unquote, unquote_to_bytes
 
-from qwen3_asr_server.errors import IdleTimeout, InvalidValue, Overloaded, SourceRefused, SourceUnreachable, TooLarge
+from qwen3_asr_server.errors import InvalidValue, SourceRefused, SourceUnreachable
 from qwen3_asr_server.runtime._download import WebLimits, download
+from qwen3_asr_server.runtime._storing import LONGEST_UPLOAD_S, FileWriter, receive, room_needed, too_large
+from qwen3_asr_server.runtime.uploads import UploadFolder, no_such_upload
 
-_WRITE_BYTES: Final = 1024 * 1024
 _BASE64_STEP: Final = 4 * 256 * 1024
 _TO_PLAIN: Final = str.maketrans({"-": "+", "_": "/", " ": None, "\n": None, "\r": None, "\t": None})
 """URL-safe letters to the usual ones; white space is nothing."""
@@ -57,7 +58,14 @@ class ServerPath:
     path: str = field(repr=False)
 
 
-Source = Upload | DataUrl | WebUrl | ServerPath
+@dataclass(frozen=True, slots=True)
+class StoredUpload:
+    """A file that a client has sent before, by the name it was given then: `oss://<folder>/<name>`."""
+
+    key: str = field(repr=False)
+
+
+Source = Upload | DataUrl | WebUrl | ServerPath | StoredUpload
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +75,17 @@ class SourceLimits:
     max_bytes: int = 2 * 1024**3
     upload_stall_s: float = 60
     """Longest wait for a client's next bytes, in seconds."""
-    upload_s: float = 3600
-    """Longest upload, in seconds: a byte now and then would hold its place without end."""
+    upload_s: float = LONGEST_UPLOAD_S
+    """Longest upload, in seconds."""
     web: WebLimits = field(default_factory=WebLimits)
     roots: tuple[Path, ...] = ()
     """Folders that a `ServerPath` may lie under, absolute; none: there are no such sources."""
+    uploads: UploadFolder | None = None
+    """Where each `StoredUpload` lies; None: there are no such sources."""
 
 
 def source_of(text: str) -> Source:
-    """Return the source that a string names: a data URL, an http(s) URL, a `file://` URL or an absolute path.
+    """Return the source that a string names: a data, http(s), `file://` or `oss://` URL, or an absolute path.
 
     Raises:
         InvalidValue: it is none of them.
@@ -90,6 +100,8 @@ def source_of(text: str) -> Source:
         if host not in ("", "localhost"):
             raise InvalidValue("A file:// URL names a path on this server, and no host.")
         return ServerPath(unquote(slash + path))
+    if start.startswith("oss://"):
+        return StoredUpload(text[len("oss://") :])
     if text.startswith("/"):
         return ServerPath(text)
     raise InvalidValue("The audio must be an http(s) URL, a data URL, or a path on this server.")
@@ -109,17 +121,17 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         IdleTimeout: an upload stops before its end.
         Overloaded: there is no room to store it.
     """
-    if isinstance(source, ServerPath):
-        with await asyncio.to_thread(_opened, source.path, limits) as file:
+    if isinstance(source, ServerPath | StoredUpload):
+        with await asyncio.to_thread(_opened, source, limits) as file:
             yield Path(f"/dev/fd/{file.fileno()}")
         return
-    with _room_needed():
+    with room_needed():
         stored = await asyncio.to_thread(tempfile.TemporaryFile)
     with stored:
-        store = _Store(stored, limits.max_bytes)
+        store = FileWriter(stored, limits.max_bytes)
         match source:
             case Upload(chunks):
-                await _receive(chunks, limits, store)
+                await receive(chunks, limits.upload_stall_s, store, limits.upload_s)
             case DataUrl(url):
                 await _decode(url, store)
             case WebUrl(url):
@@ -130,62 +142,7 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         yield Path(f"/dev/fd/{stored.fileno()}")
 
 
-class _Store:
-    """A file that is written on a thread, in large pieces.
-
-    Cancelled in mid-write, closing the file waits for that write: both take the file's own lock.
-    """
-
-    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
-        self._file = file
-        self._waiting = bytearray()
-        self._left_bytes = max_bytes
-        self._max_bytes = max_bytes
-
-    async def write(self, data: bytes) -> None:
-        """Append some bytes."""
-        self.demand_room(len(data))
-        self._left_bytes -= len(data)
-        self._waiting += data
-        if len(self._waiting) >= _WRITE_BYTES:
-            await self.finish()
-
-    async def finish(self) -> None:
-        """Have everything in the file."""
-        data, self._waiting = self._waiting, bytearray()
-        with _room_needed():
-            await asyncio.to_thread(self._file.write, data)
-            await asyncio.to_thread(self._file.flush)
-
-    def demand_room(self, size_bytes: int) -> None:
-        """Raise unless so much more may come."""
-        if size_bytes > self._left_bytes:
-            raise _too_large(self._max_bytes)
-
-
-@contextmanager
-def _room_needed() -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise Overloaded("The server has no room to store the file.") from problem
-
-
-async def _receive(chunks: AsyncIterable[bytes], limits: SourceLimits, store: _Store) -> None:
-    coming = aiter(chunks)
-    try:
-        async with asyncio.timeout(limits.upload_s):
-            while True:
-                async with asyncio.timeout(limits.upload_stall_s):
-                    chunk = await anext(coming, None)
-                if chunk is None:
-                    return
-                await store.write(chunk)
-    except TimeoutError:
-        raise IdleTimeout("The upload stopped before its end, or takes too long.") from None
-
-
-async def _decode(url: str, store: _Store) -> None:
+async def _decode(url: str, store: FileWriter) -> None:
     """Store the bytes in a data URL, a piece at a time: it may be long."""
     head, comma, text = url.partition(",")
     if not comma:
@@ -214,18 +171,28 @@ def _plain_base64(text: str) -> str:
     return plain + "=" * (-len(plain) % 4)
 
 
-def _opened(path: str, limits: SourceLimits) -> BinaryIO:
-    """Open a file under a root."""
-    number = _open_below(path, limits.roots)
+def _opened(source: ServerPath | StoredUpload, limits: SourceLimits) -> BinaryIO:
+    """Open a file of this machine, if clients may have it."""
+    if isinstance(source, ServerPath):
+        number = _open_below(source.path, limits.roots)
+    elif limits.uploads is None:
+        raise no_such_upload()
+    else:
+        number = _open_below(str(limits.uploads.place_of(source.key)), (limits.uploads.path,))
     found = os.fstat(number)
     if not stat.S_ISREG(found.st_mode):
         os.close(number)
         raise SourceRefused("This path is no file.")
     # An object and no number, so that it is closed also when nobody waits for it any more.
     file = os.fdopen(number, "rb", buffering=0)
-    if found.st_size > limits.max_bytes:
+    try:
+        if isinstance(source, StoredUpload) and limits.uploads is not None:
+            limits.uploads.demand_kept(found.st_mtime)
+        if found.st_size > limits.max_bytes:
+            raise too_large(limits.max_bytes)
+    except BaseException:
         file.close()
-        raise _too_large(limits.max_bytes)
+        raise
     return file
 
 
@@ -252,7 +219,3 @@ def _open_below(path: str, roots: tuple[Path, ...]) -> int:
     finally:
         if folder >= 0:
             os.close(folder)
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The file is larger than {max_bytes} bytes.")
