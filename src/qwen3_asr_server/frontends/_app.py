@@ -27,11 +27,13 @@ from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Ti
 from qwen3_asr_server.frontends._recordings import TIME_HEADERS
 from qwen3_asr_server.frontends._server import Server
 from qwen3_asr_server.frontends._state import AppState
+from qwen3_asr_server.frontends._upload_policy import UploadPolicies
 from qwen3_asr_server.frontends._websocket import serve_websocket
 from qwen3_asr_server.protocols import load_protocol, protocol_names
 from qwen3_asr_server.protocols._base import Capabilities, ServerProtocol
 from qwen3_asr_server.runtime.admission import Admission
-from qwen3_asr_server.runtime.services import Services, media_limits, source_limits
+from qwen3_asr_server.runtime.services import Services, media_limits, source_limits, upload_folder
+from qwen3_asr_server.runtime.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         source_limits=source_limits(settings),
         media_limits=media_limits(settings),
         uploads=Admission(_UPLOADS_PER_RECORDING * settings.max_recordings),
+        stored=Uploads(upload_folder(settings), settings.max_stored_bytes),
+        upload_policies=UploadPolicies(),
         limits=limits_of(settings),
         warnings=tuple(all_warnings(settings, services)),
         page_silence_ms=settings.vad_silence_duration_ms,
@@ -208,9 +212,10 @@ def _guard(app: FastAPI, settings: Settings, state: AppState) -> None:
 @asynccontextmanager
 async def _lifespan(state: AppState) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(_run_services(state))
+        running = [group.create_task(_run_services(state)), group.create_task(state.stored.run())]
         yield
-        running.cancel()
+        for task in running:
+            task.cancel()
 
 
 async def _run_services(state: AppState) -> None:

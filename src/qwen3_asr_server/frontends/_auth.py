@@ -24,6 +24,9 @@ from qwen3_asr_server.logs import session_context
 OPEN_PATHS: Final = frozenset({"/", "/health", "/health/live", "/health/ready", "/demo"})
 """Served without a key. The demo page is a static file without secrets; what it does needs a ticket."""
 
+SIGNED_UPLOADS: Final = "/api/v1/uploads"
+"""What is posted here shows a leave, signed for who has a key: DashScope's SDKs send files without the key."""
+
 _OPEN_FOLDER: Final = "/demo/"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"http": 80, "ws": 80, "https": 443, "wss": 443}
@@ -205,6 +208,8 @@ class AccessControl:
 
 
 def _is_open(path: str, method: str) -> bool:
+    if method == "POST" and path == SIGNED_UPLOADS:
+        return True
     return method in _SAFE_METHODS and (path in OPEN_PATHS or path.startswith(_OPEN_FOLDER))
 
 

@@ -14,21 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND
+from qwen3_asr_server.frontends._multipart import FILE, MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import SourceLimits, Upload, fetched, source_of
 
-FILE: Final = "file"
 URL: Final = "url"
-_MAX_PARTS: Final = 64
-_MAX_FIELDS_BYTES: Final = 1024 * 1024
-"""Of all fields of a multipart form together."""
-
 _LARGE_BYTES: Final = 256 * 1024
 """JSON that takes more than about a millisecond to read."""
 
@@ -102,9 +96,9 @@ async def received(exchange: Exchange, limits: SourceLimits, max_text_bytes: int
         yield Form(Fields(await _without_file(exchange, kind, max_text_bytes, limits.upload_stall_s)), None)
         return
     announced = exchange.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limits.max_bytes + _MAX_FIELDS_BYTES:
+    if announced.isdigit() and int(announced) > limits.max_bytes + MAX_FIELDS_BYTES:
         raise TooLarge(f"The file is larger than {limits.max_bytes} bytes.", param=FILE)
-    form = _Multipart(parameters.get(b"boundary", b""))
+    form = Multipart(parameters.get(b"boundary", b""))
     async with fetched(Upload(form.file_in(exchange.body())), limits) as path:
         yield Form(Fields(form.fields), path if form.has_file else None)
 
@@ -202,123 +196,8 @@ def _strings(name: str, value: object) -> list[str]:
 def _from_pairs(body: bytearray) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     try:
-        for name, value in parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_PARTS):
+        for name, value in parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_PARTS):
             fields.setdefault(name, []).append(value)
     except ValueError:
         raise InvalidValue("The body is not a valid form.") from None
     return fields
-
-
-class _Multipart:
-    """A form that is read bit by bit.
-
-    Args:
-        boundary: what stands between its parts.
-
-    Attributes:
-        fields: complete when the form is at its end.
-        has_file: the same.
-    """
-
-    def __init__(self, boundary: bytes) -> None:
-        self.fields: dict[str, list[str]] = {}
-        self.has_file = False
-        self._file: list[bytes] = []
-        self._parts = 0
-        self._left_bytes = _MAX_FIELDS_BYTES
-        self._header = (bytearray(), bytearray())
-        self._disposition = b""
-        self._name = ""
-        self._value = bytearray()
-        self._complete = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._part_begins,
-                    "on_header_field": self._header_name,
-                    "on_header_value": self._header_value,
-                    "on_header_end": self._header_ends,
-                    "on_headers_finished": self._headers_end,
-                    "on_part_data": self._data,
-                    "on_part_end": self._part_ends,
-                    "on_end": self._ends,
-                },
-            )
-        except FormParserError:
-            raise _broken() from None
-        if not boundary:
-            raise _broken()
-
-    async def file_in(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield the bytes of the file in the form.
-
-        Raises:
-            InvalidValue: this is no form, or breaks off.
-            TooLarge: its fields are too large.
-        """
-        async for chunk in body:
-            try:
-                self._parser.write(chunk)
-            except FormParserError:
-                raise _broken() from None
-            pieces, self._file = self._file, []
-            for piece in pieces:
-                yield piece
-        if not self._complete:
-            raise _broken()
-
-    # What the parser calls
-
-    def _part_begins(self) -> None:
-        self._parts += 1
-        if self._parts > _MAX_PARTS:
-            raise InvalidValue(f"A form has at most {_MAX_PARTS} parts.")
-        self._disposition = b""
-
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header[0].extend(data[start:end])
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header[1].extend(data[start:end])
-
-    def _header_ends(self) -> None:
-        name, value = self._header
-        if name.lower() == b"content-disposition":
-            self._disposition = bytes(value)
-        self._header = (bytearray(), bytearray())
-
-    def _headers_end(self) -> None:
-        self._name = _decoded(parse_options_header(self._disposition)[1].get(b"name", b""))
-        if self._name == FILE:
-            if self.has_file:
-                raise InvalidValue("There is more than one file: send one at a time.", param=FILE)
-            self.has_file = True
-        self._value = bytearray()
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == FILE:
-            self._file.append(data[start:end])
-            return
-        self._left_bytes -= end - start
-        if self._left_bytes < 0:
-            raise TooLarge(f"The fields of a form have at most {_MAX_FIELDS_BYTES} bytes together.")
-        self._value += data[start:end]
-
-    def _part_ends(self) -> None:
-        if self._name != FILE:
-            self.fields.setdefault(self._name, []).append(_decoded(bytes(self._value)))
-
-    def _ends(self) -> None:
-        self._complete = True
-
-
-def _decoded(text: bytes) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        raise InvalidValue("A field of the form is not UTF-8.") from None
-
-
-def _broken() -> InvalidValue:
-    return InvalidValue("The body is no valid multipart/form-data, or breaks off before its end.")

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from qwen3_asr_server.frontends._auth import Tickets
+from qwen3_asr_server.frontends._upload_policy import UploadPolicies
 from qwen3_asr_server.runtime.admission import Admission
 from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import SourceLimits
+from qwen3_asr_server.runtime.uploads import Uploads
 
 
 @dataclass(slots=True)
@@ -29,6 +31,9 @@ class AppState:
     media_limits: MediaLimits
     uploads: Admission
     """Requests whose recordings are stored at once: more than are transcribed, as sending may take long."""
+    stored: Uploads
+    """Files that clients have sent for requests to come."""
+    upload_policies: UploadPolicies
     limits: Mapping[str, float]
     """The configured limits, by the names of their settings."""
     warnings: tuple[str, ...]
