@@ -36,6 +36,11 @@ class ServerProcess:
         """Where `OmniRealtimeConversation(url=…)` is to be pointed."""
         return f"ws://127.0.0.1:{self.port}/api-ws/v1/realtime"
 
+    @property
+    def base_url(self) -> str:
+        """What `dashscope.base_http_api_url` is to be set to."""
+        return f"http://127.0.0.1:{self.port}/api/v1"
+
     def get(self, path: str) -> Any:
         """Fetch a JSON document."""
         return json.loads(self.text(path))
@@ -69,7 +74,11 @@ def running_server(**settings: str) -> Iterator[ServerProcess]:
     }
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [python, "-m", "qwen3_asr_server", "serve"], stdout=log, stderr=log, env=environment, cwd=folder
+            [python, "-m", "qwen3_asr_server", "serve"],
+            stdout=log,
+            stderr=log,
+            env={"DATA_DIR": f"{folder}/data", **environment},
+            cwd=folder,
         )
         try:
             _wait_until_ready(process, port)

@@ -83,10 +83,10 @@ def running_server(
         vad: instead of Silero.
         wait: begin when the server is ready; else as soon as it answers.
     """
-    settings = make_settings(**(overrides or {}))
-    services = Services(settings, engine=engine, vad=vad)
-    server = create_server(settings, services)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = make_settings(**{"data_dir": f"{folder}/data", **(overrides or {})})
+        services = Services(settings, engine=engine, vad=vad)
+        server = create_server(settings, services)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=f"server {address}")
         thread.start()
@@ -117,6 +117,7 @@ def child_server(
             "SERVER_HOST": "127.0.0.1",
             "SERVER_PORT": "0",
             "PYTHONUNBUFFERED": "1",
+            "DATA_DIR": f"{folder}/data",
             **(environment or {}),
         }
         with log_path.open("wb") as log:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.frontends._form import Fields, _Multipart
+from qwen3_asr_server.frontends._form import Fields
+from qwen3_asr_server.frontends._multipart import Multipart
 
 BOUNDARY = b"cut"
 FILE = b"RIFF\r\n--cu\r\n--cutting\r\n" + bytes(range(256)) * 8
@@ -29,7 +30,7 @@ async def pieces(content: bytes, cuts: Sequence[int]) -> AsyncIterator[bytes]:
 
 @given(cuts=st.lists(st.integers(1, len(WHOLE) - 1), max_size=40))
 async def test_the_cuts_do_not_matter(cuts: list[int]) -> None:
-    form = _Multipart(BOUNDARY)
+    form = Multipart(BOUNDARY)
     file = b"".join([piece async for piece in form.file_in(pieces(WHOLE, cuts))])
     assert form.has_file
     assert file == FILE
@@ -38,14 +39,14 @@ async def test_the_cuts_do_not_matter(cuts: list[int]) -> None:
 
 @given(end=st.integers(0, len(WHOLE) - 5))
 async def test_a_form_that_breaks_off_is_none(end: int) -> None:
-    form = _Multipart(BOUNDARY)
+    form = Multipart(BOUNDARY)
     with pytest.raises(InvalidValue, match="breaks off"):
         [piece async for piece in form.file_in(pieces(WHOLE[:end], []))]
 
 
 @given(noise=st.binary(max_size=200))
 async def test_noise_is_an_error_of_the_client(noise: bytes) -> None:
-    form = _Multipart(BOUNDARY)
+    form = Multipart(BOUNDARY)
     with pytest.raises(InvalidValue):
         [piece async for piece in form.file_in(pieces(b"--cut\r\n" + noise, []))]
 
@@ -53,7 +54,7 @@ async def test_noise_is_an_error_of_the_client(noise: bytes) -> None:
 @pytest.mark.parametrize("boundary", [b"", b"a" * 1000])
 def test_boundaries_that_separate_nothing(boundary: bytes) -> None:
     with pytest.raises(InvalidValue):
-        _Multipart(boundary)
+        Multipart(boundary)
 
 
 def test_fields() -> None:

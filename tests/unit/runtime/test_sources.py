@@ -33,6 +33,7 @@ from qwen3_asr_server.runtime.sources import (
     ServerPath,
     Source,
     SourceLimits,
+    StoredUpload,
     Upload,
     WebUrl,
     fetched,
@@ -172,6 +173,7 @@ async def test_a_long_data_url_is_decoded_in_pieces() -> None:
         ("/a/b", ServerPath("/a/b")),
         ("file:///a/b%20c", ServerPath("/a/b c")),
         ("file://localhost/a", ServerPath("/a")),
+        ("oss://a/b c", StoredUpload("a/b c")),
     ],
 )
 def test_a_string_names_a_source(text: str, source: Source) -> None:
@@ -179,7 +181,7 @@ def test_a_string_names_a_source(text: str, source: Source) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a.wav", "../a.wav", "ftp://a/b", "file://host/a", "oss://a/b", "javascript:1", "http", "file://[::"]
+    "text", ["", "a.wav", "../a.wav", "ftp://a/b", "file://host/a", "oss:/a/b", "javascript:1", "http", "file://[::"]
 )
 def test_other_strings_name_none(text: str) -> None:
     with pytest.raises(InvalidValue):
