@@ -23,6 +23,8 @@ REST = "/api/transcribe"
 OPENAI = "/v1/audio/transcriptions"
 CHAT = "/v1/chat/completions"
 COMPATIBLE = "/compatible-mode/v1/chat/completions"
+DASHSCOPE = "/api/v1/services/aigc/multimodal-generation/generation"
+DASHSCOPE_EVENTS = f"{DASHSCOPE} with events"
 RATE = 16_000
 
 
@@ -154,6 +156,87 @@ _CHAT_FAILURES: Mapping[str, Failure] = {
     "no model loaded": Failure(503, "server_overloaded"),
 }
 
+
+def dashscope_call(
+    server: str,
+    messages: list[dict[str, Any]],
+    *,
+    model: str | None = "qwen3-asr-flash",
+    key: str | None = None,
+    events: bool = False,
+    **parameters: Any,
+) -> httpx.Response:
+    """Ask DashScope's synchronous door as its SDKs do."""
+    headers = {"X-DashScope-SSE": "enable"} if events else {}
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    body = {"model": model, "input": {"messages": messages}, "parameters": parameters}
+    return httpx.post(f"{server}{DASHSCOPE}", json=body, headers=headers, trust_env=False, timeout=20)
+
+
+def data_url(file: bytes) -> str:
+    """Return a file as a URL."""
+    return f"data:audio/wav;base64,{base64.b64encode(file).decode()}"
+
+
+def user(audio: str) -> dict[str, Any]:
+    """Return the message that names a recording."""
+    return {"role": "user", "content": [{"audio": audio}]}
+
+
+def _dashscope(*, events: bool) -> Callable[[str, Asked], httpx.Response]:
+    def ask(server: str, asked: Asked) -> httpx.Response:
+        url = asked.url or (None if asked.file is None else data_url(asked.file))
+        options = {} if asked.language is None else {"language": asked.language}
+        return dashscope_call(
+            server,
+            [user(url)] if url else [],
+            model=asked.model or "qwen3-asr-flash",
+            key=asked.key,
+            events=events,
+            asr_options=options,
+        )
+
+    return ask
+
+
+def dashscope_frames(answer: httpx.Response) -> list[tuple[list[str], Any]]:
+    """Return the lines of every event as DashScope writes them, and its data."""
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("\n\n")
+    blocks = [block.split("\n") for block in answer.text.removesuffix("\n\n").split("\n\n")]
+    assert all(lines[-1].startswith("data:") for lines in blocks)
+    return [(lines[:-1], json.loads(lines[-1].removeprefix("data:"))) for lines in blocks]
+
+
+def _dashscope_text(answer: httpx.Response) -> str:
+    is_json = answer.headers["content-type"] == "application/json"
+    body = answer.json() if is_json else dashscope_frames(answer)[-1][1]
+    return str(body["output"]["choices"][0]["message"]["content"][0]["text"])
+
+
+def _dashscope_error(answer: httpx.Response) -> dict[str, Any]:
+    if answer.headers["content-type"] == "application/json":
+        return _plain_error(answer)
+    ((lines, error),) = dashscope_frames(answer)
+    assert lines == ["id:1", "event:error", f":HTTP_STATUS/{answer.status_code}", f"status:{answer.status_code}"]
+    assert set(error) == {"code", "message", "request_id"}
+    return dict(error)
+
+
+_DASHSCOPE_FAILURES = {
+    "no file": Failure(400, "InvalidParameter"),
+    "unreadable": Failure(400, "InvalidParameter.DataInspection"),
+    "oversized": Failure(413, "BadRequest.TooLarge"),
+    "wrong language": Failure(400, "InvalidParameter"),
+    "wrong model": Failure(404, "Model.NotExist"),
+    "unreachable": Failure(400, "InvalidParameter.DataInspection"),
+    "refused": Failure(400, "InvalidURL"),
+    "no address": Failure(400, "InvalidParameter"),
+    "no key": Failure(401, "InvalidApiKey"),
+    "full": Failure(503, "Throttling"),
+    "no model loaded": Failure(503, "ModelUnavailable"),
+}
+
 DOORS: Mapping[str, Door] = {
     CHAT: Door(_chat(CHAT, _as_audio_url), _content, _openai_error, _CHAT_FAILURES),
     COMPATIBLE: Door(_chat(COMPATIBLE, _as_input_audio), _content, _openai_error, _CHAT_FAILURES),
@@ -190,6 +273,8 @@ DOORS: Mapping[str, Door] = {
             "no model loaded": Failure(503, "server_overloaded"),
         },
     ),
+    DASHSCOPE: Door(_dashscope(events=False), _dashscope_text, _dashscope_error, _DASHSCOPE_FAILURES),
+    DASHSCOPE_EVENTS: Door(_dashscope(events=True), _dashscope_text, _dashscope_error, _DASHSCOPE_FAILURES),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from qwen3_asr_server.errors import InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._state import AppState
-from qwen3_asr_server.runtime.media import open_media
+from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from qwen3_asr_server.runtime.offline import Progress, Recording, no_progress, transcript_of
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
@@ -58,6 +58,7 @@ async def transcribed(
     wish: Wish,
     progress: Progress = no_progress,
     heard: Callable[[Segment], Awaitable[None]] | None = None,
+    limits: MediaLimits | None = None,
 ) -> Result:
     """Return the transcript of a stored file.
 
@@ -67,22 +68,25 @@ async def transcribed(
         wish: what is wanted of it.
         progress: told now and then how far it has come; must not block.
         heard: given each segment as soon as it is known.
+        limits: what the file may cost, if not the usual.
 
     Raises:
         ClientError: the file cannot be read, or a wish does not suit the model.
         AsrServerError: there is no room, or recognition failed.
     """
     began = time.monotonic()
-    async with _open(state, path, wish, progress) as recording:
+    async with _open(state, path, wish, progress, limits) as recording:
         loaded = time.monotonic()
         transcript = await transcript_of(recording, heard)
     return Result(transcript, loaded - began, time.monotonic() - loaded)
 
 
 @asynccontextmanager
-async def _open(state: AppState, path: Path, wish: Wish, progress: Progress) -> AsyncIterator[Recording]:
+async def _open(
+    state: AppState, path: Path, wish: Wish, progress: Progress, limits: MediaLimits | None
+) -> AsyncIterator[Recording]:
     services = state.services
-    async with open_media(path, state.media_limits, split_channels=wish.split_channels) as media:
+    async with open_media(path, limits or state.media_limits, split_channels=wish.split_channels) as media:
         await services.room_for(wish.model)
         with services.open_recording(media, wish.options, progress, model=wish.model) as recording:
             await services.pool.loaded()

@@ -5,6 +5,7 @@
 Codes are the vendor's where it has one for the case. Knows no audio; used by the doors `dashscope_*`.
 """
 
+import copy
 import json
 import re
 import uuid
@@ -15,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from qwen3_asr_server.errors import AsrServerError, MediaError, SourceRefused, SourceUnreachable, TooLarge, TooLong
 from qwen3_asr_server.frontends._errors import Codes, error_response
-from qwen3_asr_server.frontends._recordings import model_named
+from qwen3_asr_server.frontends._recordings import VENDOR_MODEL, model_named
 from qwen3_asr_server.runtime.services import Services
 
 REQUEST_ID: Final = "x-request-id"
@@ -28,10 +29,6 @@ CODES: Final[Codes] = {
     TooLong: (400, "InvalidParameter"),
 }
 """Where the vendor has other words than the doors without a model."""
-
-_MODELS: Final = re.compile(r"qwen3-asr-flash(-us|-realtime|-filetrans)?(-\d{4}-\d{2}-\d{2})?", re.IGNORECASE)
-"""The vendor's names for what this server does; they stand for the default model, so that a program need not be
-changed."""
 
 
 def new_request_id() -> str:
@@ -48,6 +45,9 @@ def vendor_error(error: AsrServerError, request_id: str = "", codes: Codes = COD
         codes: status and code of classes for which the door has others than the usual ones.
     """
     request_id = request_id or new_request_id()
+    if error.param and error.param not in error.message:
+        error = copy.copy(error)
+        error.message = f"{error.param}: {error.message}"  # the form has no other place for the field
     response = error_response(error, codes, request_id)
     response.headers[REQUEST_ID] = request_id
     return response
@@ -58,7 +58,7 @@ def vendor_answer(body: dict[str, Any], request_id: str) -> JSONResponse:
     return JSONResponse({"request_id": request_id, **body}, headers={REQUEST_ID: request_id})
 
 
-def vendor_model(services: Services, asked: str, names: re.Pattern[str] = _MODELS) -> str:
+def vendor_model(services: Services, asked: str, names: re.Pattern[str] = VENDOR_MODEL) -> str:
     """Return the model that a client asks for, by its name in `Services.models`.
 
     Args:
