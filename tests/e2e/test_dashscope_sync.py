@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen3_asr_server.domain import StreamOptions
+from qwen3_asr_server.errors import EngineError
 from qwen3_asr_server.frontends._upload_policy import POLICY_TTL_S, UploadPolicies
 from support.doors import (
     DASHSCOPE,
@@ -30,7 +32,7 @@ from support.doors import (
     wav,
 )
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, FakeStream
 from support.server import RunningServer, running_server, wait_until
 
 UPLOADS = "/api/v1/uploads"
@@ -181,7 +183,7 @@ def test_no_emotion_on_request() -> None:
 
 
 WRONG = {
-    "no input": ({"model": "m"}, "Model.NotExist"),
+    "no input": ({"model": "qwen3-asr-flash"}, "InvalidParameter"),
     "no messages": ({"input": {}}, "InvalidParameter"),
     "messages no list": ({"input": {"messages": {}}}, "InvalidParameter"),
     "an empty list": ({"input": {"messages": []}}, "InvalidParameter"),
@@ -247,18 +249,31 @@ def test_the_vendors_limits_hold_at_this_door_only(
     assert_nothing_left(server)
 
 
+class Fatal(EngineError):
+    """An error that trying again does not mend."""
+
+    retryable = False
+
+
+class FailsLater(FakeEngine):
+    """Cannot recognise any piece but the first."""
+
+    def open_stream(self, options: StreamOptions) -> FakeStream:
+        if self.opened:
+            self.failures.append(Fatal("This piece cannot be recognised."))
+        return super().open_stream(options)
+
+
 def test_a_failure_on_the_way_is_the_last_event() -> None:
-    # A stream without a length: that it is too long shows only at the limit.
-    endless = bytearray(wav((0.25, 0.64), (0.0, 60.0), (0.25, 0.64)))
-    endless[40:44] = b"\xff" * 4
-    with running_server({"sync_max_s": 40}, engine=FakeEngine(), vad=EnergyVad()) as running:
-        answer = dashscope_call(running.http_url, [user(data_url(bytes(endless)))], events=True)
+    recording = wav((0.25, 0.64), (0.0, 60.0), (0.25, 0.64))
+    with running_server(engine=FailsLater(), vad=EnergyVad()) as running:
+        answer = dashscope_call(running.http_url, [user(data_url(recording))], events=True)
         assert_nothing_left(running)
     frames = dashscope_frames(answer)
     assert answer.status_code == 200
     assert [lines[1] for lines, _ in frames] == ["event:result", "event:error"]
-    assert frames[1][0] == ["id:2", "event:error", ":HTTP_STATUS/400", "status:400"]
-    assert frames[1][1]["code"] == "InvalidParameter"
+    assert frames[1][0] == ["id:2", "event:error", ":HTTP_STATUS/503", "status:503"]
+    assert frames[1][1]["code"] == "ModelUnavailable"
     assert frames[1][1]["request_id"] == frames[0][1]["request_id"]
 
 
@@ -294,16 +309,16 @@ def policy_of(server: RunningServer, **headers: str) -> dict[str, Any]:
     return dict(answer.json()["output"])
 
 
-def send(policy: dict[str, Any], file: bytes = SPEECH, name: str = "talk.wav", **fields: str) -> httpx.Response:
+def send(leave: dict[str, Any], file: bytes = SPEECH, name: str = "talk.wav", /, **fields: str) -> httpx.Response:
     given = {
-        "OSSAccessKeyId": policy["oss_access_key_id"],
-        "Signature": policy["signature"],
-        "policy": policy["policy"],
-        "key": f"{policy['upload_dir']}/{name}",
+        "OSSAccessKeyId": leave["oss_access_key_id"],
+        "Signature": leave["signature"],
+        "policy": leave["policy"],
+        "key": f"{leave['upload_dir']}/{name}",
         "success_action_status": "200",
     }
     return httpx.post(
-        policy["upload_host"], data={**given, **fields}, files={"file": (name, file)}, trust_env=False, timeout=20
+        leave["upload_host"], data={**given, **fields}, files={"file": (name, file)}, trust_env=False, timeout=20
     )
 
 
@@ -368,7 +383,7 @@ def test_the_fields_stand_before_the_file(server: RunningServer) -> None:
     policy = policy_of(server)
     part = b'--cut\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
     fields = [("policy", policy["policy"]), ("Signature", policy["signature"]), ("key", policy["upload_dir"] + "/a")]
-    content = part % (b"file", SPEECH)
+    content = part % (b"file", bytes(390_000))
     content += b"".join(part % (name.encode(), value.encode()) for name, value in fields) + b"--cut--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=cut"}
     answer = httpx.post(server.http_url + UPLOADS, content=content, headers=headers, trust_env=False)
@@ -393,8 +408,8 @@ def test_one_file_is_bounded(server: RunningServer) -> None:
 def test_all_files_together_are_bounded() -> None:
     with running_server({"max_stored_bytes": 200_000}, engine=FakeEngine(), vad=EnergyVad()) as running:
         policy = policy_of(running)
-        assert send(policy, name="first").status_code == 200
-        full = send(policy, name="second")
+        assert send(policy, SPEECH, "first").status_code == 200
+        full = send(policy, SPEECH, "second")
         assert (full.status_code, full.json()["code"]) == (503, "Throttling")
         assert int(full.headers["retry-after"]) > 0
         assert len(stored(running)) == 1
@@ -435,7 +450,7 @@ def test_only_what_was_sent_is_found(server: RunningServer, key: str) -> None:
 
 def test_every_door_reads_uploads(keyed: RunningServer, text: str) -> None:
     policy = policy_of(keyed, Authorization=f"Bearer {KEY}")
-    assert send(policy, name="über.wav").status_code == 200
+    assert send(policy, SPEECH, "über.wav").status_code == 200
     headers = {"Authorization": f"Bearer {KEY}"}
     url = f"oss://{policy['upload_dir']}/über.wav"
     answer = httpx.post(f"{keyed.http_url}/api/transcribe", json={"url": url}, headers=headers, trust_env=False)

@@ -223,7 +223,7 @@ async def test_only_uploads_are_swept(disk: Disk) -> None:
 async def test_the_sweeper_begins_at_once_and_makes_no_folder(disk: Disk) -> None:
     await disk.store()
     disk.now += KEEP_S
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         sweeping = group.create_task(disk.uploads.run())
         while disk.files:  # noqa: ASYNC110 - a folder tells nobody
             await asyncio.sleep(0)
