@@ -8,12 +8,14 @@ import pytest
 from dashscope.audio.qwen_omni import omni_realtime
 
 from support.process import ServerProcess, running_server
+from support.recorded_sdk import RecordingServer
 
 API_KEY = "sk-0123456789"
 
 WITHOUT = {
     "test_v1_audio_config.py": not hasattr(omni_realtime, "AudioFormatConfig"),
     "test_v2.py": find_spec("dashscope.v2") is None,
+    "test_v2_http.py": find_spec("dashscope.v2") is None,
 }
 collect_ignore = [name for name, missing in WITHOUT.items() if missing]
 assert not collect_ignore or version("dashscope") != "2.0.2", "the SDK of the development environment has all of it"
@@ -31,3 +33,18 @@ def guarded_server() -> Iterator[ServerProcess]:
     """A server that knows one key."""
     with running_server(API_KEYS=API_KEY) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordingServer]:
+    """A server for recordings over HTTP."""
+    data = tmp_path_factory.mktemp("state") / "data"
+    settings = {
+        "API_KEYS": API_KEY,
+        "DATA_DIR": str(data),
+        "FETCH_TRUSTED_NETWORKS": "127.0.0.1",
+        "SYNC_MAX_BYTES": "1500000",
+        "SYNC_MAX_S": "25",
+    }
+    with running_server(**settings) as running:
+        yield RecordingServer(running.base_url, API_KEY, data)

@@ -173,11 +173,6 @@ def dashscope_call(
     return httpx.post(f"{server}{DASHSCOPE}", json=body, headers=headers, trust_env=False, timeout=20)
 
 
-def data_url(file: bytes) -> str:
-    """Return a file as a URL."""
-    return f"data:audio/wav;base64,{base64.b64encode(file).decode()}"
-
-
 def user(audio: str) -> dict[str, Any]:
     """Return the message that names a recording."""
     return {"role": "user", "content": [{"audio": audio}]}
