@@ -41,6 +41,7 @@ async def service_info(request: Request, state: State) -> Response:
             "transcribe": "/api/transcribe",
             "openai_transcriptions": "/v1/audio/transcriptions",
             "openai_chat": "/v1/chat/completions",
+            "dashscope_generation": "/api/v1/services/aigc/multimodal-generation/generation",
         },
         "demo": {"silence_duration_ms": state.page_silence_ms},
     }

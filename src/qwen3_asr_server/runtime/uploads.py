@@ -204,7 +204,8 @@ def _sweep(folder: UploadFolder) -> int:
         if entry.name.startswith(_PART):
             _remove_leftover(entry, now)
         elif _FOLDER.fullmatch(entry.name):
-            kept_bytes += sum(_bytes_kept(file, now - folder.keep_s) for file in list(entry.iterdir()))
+            with suppress(OSError):  # another server may have removed it
+                kept_bytes += sum(_bytes_kept(file, now - folder.keep_s) for file in list(entry.iterdir()))
             with suppress(OSError):  # not empty
                 entry.rmdir()
     return kept_bytes

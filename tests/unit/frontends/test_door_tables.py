@@ -1,4 +1,4 @@
-"""The tables in docs/api/{rest,openai}.md against the code and the tests they name."""
+"""The tables in docs/api/{rest,openai,dashscope_http}.md against the code and the tests they name."""
 
 import ast
 import re
@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from qwen3_asr_server.frontends import _errors, native, openai, openai_chat
+from qwen3_asr_server.frontends import _errors, _vendor, dashscope_sync, dashscope_uploads, native, openai, openai_chat
 
 ROOT = Path(__file__).resolve().parents[3]
-TABLES = {path.stem: path for path in (ROOT / "docs" / "api").glob("*.md") if path.stem in ("rest", "openai")}
+NAMES = ("rest", "openai", "dashscope_http")
+TABLES = {path.stem: path for path in (ROOT / "docs" / "api").glob("*.md") if path.stem in NAMES}
 LINK = re.compile(r"\[`(\w+)`\]\(([^)]+\.py)\)")
 LINKS = sorted({(table, *link) for table, path in TABLES.items() for link in LINK.findall(path.read_text("utf-8"))})
 
 
 def properties(routes: list[Any], path: str) -> set[str]:
     """Return the fields that a door's OpenAPI names."""
-    (route,) = [route for route in routes if isinstance(route, APIRoute) and route.path == path]
+    posted = [route for route in routes if isinstance(route, APIRoute) and "POST" in route.methods]
+    (route,) = [route for route in posted if route.path == path]
     assert route.openapi_extra is not None
     contents = route.openapi_extra["requestBody"]["content"].values()
     return {name for content in contents for name in content["schema"]["properties"]}
@@ -42,6 +44,8 @@ def test_every_test_that_is_named_exists(table: str, test: str, file: str) -> No
         ("rest", native.router.routes, "/api/transcribe"),
         ("openai", openai.router.routes, "/v1/audio/transcriptions"),
         ("openai", openai_chat.router.routes, "/v1/chat/completions"),
+        ("dashscope_http", dashscope_sync.router.routes, dashscope_sync.PATH),
+        ("dashscope_http", dashscope_uploads.router.routes, dashscope_uploads.PATH),
     ],
 )
 def test_every_field_has_a_row_with_a_test(table: str, routes: list[Any], path: str) -> None:
@@ -53,3 +57,8 @@ def test_every_field_has_a_row_with_a_test(table: str, routes: list[Any], path: 
 @pytest.mark.parametrize("code", sorted({*_errors._OPENAI_CODES.values()}))
 def test_every_code_of_openais_form_is_explained(code: str) -> None:
     assert any(f"`{code}`" in row[0] for row in rows("openai"))
+
+
+@pytest.mark.parametrize("code", sorted({code for _, code in _vendor.CODES.values()}))
+def test_every_code_of_dashscopes_form_is_explained(code: str) -> None:
+    assert any(f"`{code}`" in row[0] for row in rows("dashscope_http"))
