@@ -23,11 +23,14 @@ pytestmark = pytest.mark.sdk
 URL = data_url(wav())
 
 
-@pytest.fixture
-def client(recordings: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with dashscope.Client(api_key=recordings.key, base_url=recordings.base_url, timeout=60, max_retries=0) as client:
-        yield client
+@pytest.fixture(scope="module")
+def client(recordings: RecordingServer) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NO_PROXY", "127.0.0.1")
+        with dashscope.Client(
+            api_key=recordings.key, base_url=recordings.base_url, timeout=60, max_retries=0
+        ) as client:
+            yield client
 
 
 def ask(client: Any, audio: str, **options: Any) -> Any:
@@ -38,7 +41,7 @@ def ask(client: Any, audio: str, **options: Any) -> Any:
     return client.multimodal.chat.create(**{"model": MODEL, "messages": messages, **options})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text(client: Any) -> str:
     heard = ask(client, URL).choices[0].message.content
     assert speech.wer(WORDS, heard) <= WORST_WER
