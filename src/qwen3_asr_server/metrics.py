@@ -52,6 +52,9 @@ class Metrics:
         self.recordings_open = self._gauge("asr_recordings_open", "Recordings that are transcribed now")
         self.recordings = self._counter("asr_recordings_total", "Recordings that ended", "result")
         self.recorded_seconds = self._counter("asr_recorded_seconds_total", "Audio of recordings that was transcribed")
+        self.job_files_waiting = self._gauge("asr_job_files_waiting", "Files of jobs that wait for their turn")
+        self.job_files_running = self._gauge("asr_job_files_running", "Files of jobs that are worked on now")
+        self.job_files = self._counter("asr_job_files_total", "Files of jobs that came to an end", "result")
         self.audio_received_seconds = self._counter("asr_audio_received_seconds_total", "Audio received")
         self.buffered_audio_seconds = self._gauge(
             "asr_buffered_audio_seconds", "Audio received and not heard yet, all sessions"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.error import FFmpegError
 
 from qwen3_asr_server.audio.resample import Resampler
-from qwen3_asr_server.runtime._media_wire import Fault, Opened, Task
+from qwen3_asr_server.runtime._media_wire import Fault, MediaKind, Opened, Task
 
 Planes = npt.NDArray[np.float32]
 """Audio: float32 [channels, n], in [-1, 1]."""
@@ -77,7 +77,7 @@ class Track:
         channels = self._first[0].layout.nb_channels if task.split_channels else 1
         if not 0 < channels <= task.max_channels:
             raise FaultError(Fault.CHANNELS)
-        self.opened = Opened(channels, self._declared_s())
+        self.opened = Opened(channels, self._declared_s(), self._kind())
         self._demand_room(self.opened.duration_s or 0)
 
     @property
@@ -135,6 +135,11 @@ class Track:
             if other is not stream and hasattr(other, "discard"):
                 other.discard = type(other.discard).all
         return stream
+
+    def _kind(self) -> MediaKind:
+        first = self._first[0]
+        container, codec = self._container.format.name, self._stream.codec_context.name
+        return MediaKind(container, codec, first.sample_rate, first.layout.nb_channels)
 
     def _declared_s(self) -> float | None:
         """Return the track's end on the file's clock, where the file says it and could be that long."""

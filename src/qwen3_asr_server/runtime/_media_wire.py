@@ -16,6 +16,8 @@ HEADER: Final = struct.Struct("<BI")
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """A longer body means that the stream is out of step: a second of audio has 64 kB a channel."""
 
+_LONGEST_NAME: Final = 64
+
 
 class Fault(IntEnum):
     """Why a file is not read any further."""
@@ -46,11 +48,25 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaKind:
+    """What the audio of a file was before it was decoded."""
+
+    container: str = ""
+    """FFmpeg's names for the format of the file, comma-separated."""
+    codec: str = ""
+    """FFmpeg's name."""
+    rate: int = 0
+    """In samples a second."""
+    channels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """What a file turned out to be."""
 
     channels: int
     duration_s: float | None
+    kind: MediaKind = MediaKind()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +123,13 @@ def parsed(kind: int, body: bytes) -> Message:
 
 def _opened(body: bytes) -> Opened:
     match json.loads(body):
-        case {"channels": int(channels), "duration_s": float() | None as duration_s} if channels > 0:
-            return Opened(channels, duration_s)
+        case {"channels": int(channels), "duration_s": float() | None as duration_s, "kind": kind} if channels > 0:
+            return Opened(channels, duration_s, _kind(kind))
     raise ValueError("no opening")
+
+
+def _kind(told: object) -> MediaKind:
+    match told:
+        case {"container": str(container), "codec": str(codec), "rate": int(rate), "channels": int(channels)}:
+            return MediaKind(container[:_LONGEST_NAME], codec[:_LONGEST_NAME], rate, channels)
+    raise ValueError("no kind of media")

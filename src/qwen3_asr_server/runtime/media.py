@@ -26,7 +26,17 @@ import numpy as np
 
 from qwen3_asr_server.domain import Samples
 from qwen3_asr_server.errors import AsrServerError, MediaError, TooLarge, TooLong
-from qwen3_asr_server.runtime._media_wire import HEADER, MAX_BODY_BYTES, Ended, Fault, Message, Opened, Task, parsed
+from qwen3_asr_server.runtime._media_wire import (
+    HEADER,
+    MAX_BODY_BYTES,
+    Ended,
+    Fault,
+    MediaKind,
+    Message,
+    Opened,
+    Task,
+    parsed,
+)
 
 WORKER: Final = (sys.executable, "-P", "-m", "qwen3_asr_server.runtime._media_worker")
 """The command line of a decoding process."""
@@ -66,6 +76,8 @@ class MediaReader:
     """How many rows each block has; 1 unless channels are kept apart."""
     duration_s: float | None
     """What the file says of itself, if it does and can be believed. It may still be wrong."""
+    kind: MediaKind
+    """What its audio was before it was decoded."""
     cut_short: bool
     """Known after the last block: the file ends before it should, as after a broken download."""
 
@@ -86,8 +98,8 @@ class MediaReader:
         try:
             await self._start()
             match await self._next():
-                case Opened(channels, duration_s):
-                    self.channels, self.duration_s = channels, duration_s
+                case Opened(channels, duration_s, kind):
+                    self.channels, self.duration_s, self.kind = channels, duration_s, kind
                 case Fault() as fault:
                     raise _error(fault, self._limits)
                 case _:

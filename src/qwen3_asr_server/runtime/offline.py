@@ -12,7 +12,6 @@ no HTTP. Made by the services.
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
@@ -74,6 +73,7 @@ class Recording:
 
     Attributes:
         received: samples read so far; when all segments were told, the length of the recording.
+        pieces: how many were handed in to be decoded; none means that nobody spoke.
         finished: whether all segments were told.
     """
 
@@ -94,13 +94,13 @@ class Recording:
         self._tracks = [RecordedTrack(number, options, session) for number in range(media.channels)]
         self._vad: list[VadStream] = []
         self._lane: Lane | None = None
-        self._numbers = itertools.count()
         self._decodes: dict[int, tuple[RecordedPiece, Decode]] = {}
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self._failure: AsrServerError | None = None
         self._closed = False
         self.received = 0
+        self.pieces = 0
         self.finished = False
 
     async def segments(self) -> AsyncGenerator[Segment]:
@@ -212,7 +212,8 @@ class Recording:
         """Hand in every piece that can be decoded now, and let the one who iterates look anew."""
         for track in self._tracks:
             for piece, options in track.due():
-                piece.number = next(self._numbers)
+                piece.number = self.pieces
+                self.pieces += 1
                 cut = piece.cut
                 decode = Decode(track.channel, piece.number, StepKind.FINAL, cut.start, cut.end, cut.audio, options)
                 self._decodes[piece.number] = (piece, decode)

@@ -1,0 +1,278 @@
+"""The jobs and their files in SQLite: what is to be done, what was done, and for whom. Survives the server, killed too.
+
+    PENDING ⇄ RUNNING ──▶ SUCCEEDED | FAILED        CANCELED from either of the first two
+
+A job is a list of files, and the file is what is worked on: first come, first served. Every method is one transaction.
+A file that was being worked on when the server died is PENDING again, so many times; then it fails, as it may be what
+kills the server.
+
+It knows no audio, no clock and no wire format, and what was heard lies elsewhere (`job_results`). One connection, used
+from one thread; `jobs` is its only owner.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from qwen3_asr_server.runtime._job_values import Claim, Failure, Job, JobFile, JobState, JobWish, NewJob, Query
+
+MAX_ATTEMPTS: Final = 3
+"""How often work on a file begins before it is given up."""
+
+_CRASHED: Final = "The server ended each time it worked on this file."
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE job (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT, form TEXT NOT NULL,
+    model TEXT NOT NULL, wish TEXT NOT NULL, state TEXT NOT NULL, submitted REAL NOT NULL, begun REAL, ended REAL);
+CREATE INDEX job_ended ON job (ended);
+CREATE TABLE file (
+    job INTEGER NOT NULL REFERENCES job ON DELETE CASCADE, place INTEGER NOT NULL, url TEXT NOT NULL,
+    state TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL, failure TEXT, message TEXT,
+    result TEXT UNIQUE, PRIMARY KEY (job, place)) WITHOUT ROWID;
+CREATE INDEX file_pending ON file (job, place) WHERE state = 'PENDING';
+"""
+
+
+class StoreFull(Exception):
+    """There is no room for so many files."""
+
+
+class JobsStore:
+    """Jobs in one file.
+
+    Args:
+        path: of the database; made if it is not there.
+
+    Raises:
+        sqlite3.Error: it cannot be read, or was written by a later version.
+
+    Attributes:
+        waiting: files that are PENDING. May be read from any thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=1)
+        self._db.row_factory = sqlite3.Row
+        # What was deleted is overwritten: addresses of recordings may be secret.
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+            self._db.execute(f"PRAGMA {pragma}")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise sqlite3.DatabaseError("the jobs were written by a later version of the server")
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        self.waiting = self._count_waiting()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # Clients
+
+    def add(self, new: NewJob, now: float, most_files: int) -> None:
+        """Take in a job.
+
+        Raises:
+            StoreFull: more than `most_files` would be PENDING or RUNNING.
+        """
+        with self._transaction():
+            (open_files,) = self._one("SELECT count(*) FROM file WHERE state IN ('PENDING', 'RUNNING')")
+            if open_files + len(new.urls) > most_files:
+                raise StoreFull
+            number = self._db.execute(
+                "INSERT INTO job (id, owner, form, model, wish, state, submitted) VALUES (?, ?, ?, ?, ?, 'PENDING', ?)",
+                (new.id, new.owner, new.form, new.model, new.wish.to_json(), now),
+            ).lastrowid
+            self._db.executemany(
+                "INSERT INTO file (job, place, url, state, attempts, duration_s) VALUES (?, ?, ?, 'PENDING', 0, 0)",
+                [(number, place, url) for place, url in enumerate(new.urls)],
+            )
+
+    def find(self, id_: str, owner: str | None) -> Job | None:
+        """Return a job, if this owner may see it; an owner of None sees all."""
+        row = self._db.execute(
+            "SELECT * FROM job WHERE id = ?1 AND (?2 IS NULL OR owner = ?2)", (id_, owner)
+        ).fetchone()
+        return None if row is None else self._job(row)
+
+    def listed(self, query: Query) -> tuple[int, list[Job]]:
+        """Return how many jobs there are of this kind, and one page of them, the latest first."""
+        where = (
+            "FROM job WHERE (:owner IS NULL OR owner = :owner) AND (:state IS NULL OR state = :state)"
+            " AND (:model IS NULL OR model = :model)"
+            " AND (:since IS NULL OR submitted >= :since) AND (:until IS NULL OR submitted <= :until)"
+        )
+        values = {name: getattr(query, name) for name in ("owner", "state", "model", "since", "until")}
+        (total,) = self._db.execute(f"SELECT count(*) {where}", values).fetchone()
+        page = values | {"size": query.page_size, "skip": (query.page - 1) * query.page_size}
+        rows = self._db.execute(f"SELECT * {where} ORDER BY number DESC LIMIT :size OFFSET :skip", page)
+        return total, [self._job(row) for row in rows.fetchall()]
+
+    def cancel(self, id_: str, owner: str | None, now: float) -> int:
+        """Cancel a job, and return how many files that were not over it had: 0 if there is no such job."""
+        with self._transaction():
+            row = self._db.execute(
+                "UPDATE job SET state = 'CANCELED', ended = ?3 WHERE id = ?1 AND (?2 IS NULL OR owner = ?2)"
+                " AND state IN ('PENDING', 'RUNNING') RETURNING number",
+                (id_, owner, now),
+            ).fetchone()
+            if row is None:
+                return 0
+            return self._db.execute(
+                "UPDATE file SET state = 'CANCELED' WHERE job = ? AND state IN ('PENDING', 'RUNNING')", tuple(row)
+            ).rowcount
+
+    # Work
+
+    def claim(self, now: float) -> Claim | None:
+        """Begin work on the next file; None if there is none."""
+        with self._transaction():
+            row = self._db.execute(
+                "UPDATE file SET state = 'RUNNING', attempts = attempts + 1 WHERE (job, place) ="
+                " (SELECT job, place FROM file WHERE state = 'PENDING' ORDER BY job, place LIMIT 1)"
+                " RETURNING job, place, url, attempts"
+            ).fetchone()
+            if row is None:
+                return None
+            self._db.execute("UPDATE job SET begun = coalesce(begun, ?) WHERE number = ?", (now, row["job"]))
+            self._settle(row["job"], now)
+            id_, form, wish = self._one("SELECT id, form, wish FROM job WHERE number = ?", row["job"])
+            return Claim(id_, row["place"], form, row["url"], JobWish.from_json(wish), row["attempts"])
+
+    def succeed(self, claim: Claim, now: float, duration_s: float, result: str) -> bool:
+        """Note that a file was transcribed; tell whether anybody still wants it."""
+        return self._end(claim, now, "state = 'SUCCEEDED', duration_s = ?, result = ?", (duration_s, result))
+
+    def fail(self, claim: Claim, now: float, failure: Failure, message: str) -> bool:
+        """Note that a file cannot be transcribed; tell whether anybody still wants it."""
+        return self._end(claim, now, "state = 'FAILED', failure = ?, message = ?", (failure, message))
+
+    def put_back(self, claim: Claim, now: float) -> bool:
+        """Have a file begun again later; tell whether anybody still wants it."""
+        return self._end(claim, now, "state = 'PENDING'", ())
+
+    def give_back(self, now: float, *, but: Collection[tuple[str, int]] = ()) -> None:
+        """Have everything begun again that was being worked on, as if it had not been begun.
+
+        Args:
+            now: seconds since 1970.
+            but: jobs and places of files that are worked on now.
+        """
+        for number, place, _ in self._running(but):
+            with self._transaction():
+                self._db.execute(
+                    "UPDATE file SET state = 'PENDING', attempts = attempts - 1 WHERE job = ? AND place = ?",
+                    (number, place),
+                )
+                self._settle(number, now)
+
+    def recover(self, now: float) -> None:
+        """Have everything begun again with which the server died; fail what it died with so many times."""
+        for number, place, attempts in self._running():
+            over = attempts >= MAX_ATTEMPTS
+            outcome = (JobState.FAILED, Failure.CRASHED, _CRASHED) if over else (JobState.PENDING, None, None)
+            with self._transaction():
+                self._db.execute(
+                    "UPDATE file SET state = ?, failure = ?, message = ? WHERE job = ? AND place = ?",
+                    (*outcome, number, place),
+                )
+                self._settle(number, now)
+
+    # What is kept
+
+    def holds(self, result: str, ended_after: float) -> bool:
+        """Tell whether a result belongs to a job that did not end before."""
+        row = self._db.execute(
+            "SELECT 1 FROM file JOIN job ON job.number = file.job WHERE result = ? AND coalesce(ended, ?2) >= ?2",
+            (result, ended_after),
+        ).fetchone()
+        return row is not None
+
+    def results(self) -> set[str]:
+        """Return the names of all results."""
+        return {name for (name,) in self._db.execute("SELECT result FROM file WHERE result IS NOT NULL")}
+
+    def forget(self, ended_before: float) -> list[str]:
+        """Delete the jobs that ended before, and return the names of their results."""
+        with self._transaction():
+            rows = self._db.execute(
+                "SELECT result FROM file JOIN job ON job.number = file.job WHERE ended < ? AND result IS NOT NULL",
+                (ended_before,),
+            ).fetchall()
+            deleted = self._db.execute("DELETE FROM job WHERE ended < ?", (ended_before,)).rowcount
+        if deleted:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return [name for (name,) in rows]
+
+    # Parts
+
+    def _running(self, but: Collection[tuple[str, int]] = ()) -> list[tuple[int, int, int]]:
+        """Return number of the job, place and attempts of each file that is being worked on."""
+        rows = self._db.execute(
+            "SELECT id, number, place, attempts FROM file JOIN job ON number = job WHERE file.state = 'RUNNING'"
+        ).fetchall()
+        return [(number, place, attempts) for id_, number, place, attempts in rows if (id_, place) not in but]
+
+    def _end(self, claim: Claim, now: float, change: str, values: tuple[object, ...]) -> bool:
+        with self._transaction():
+            row = self._db.execute(
+                f"UPDATE file SET {change} WHERE job = (SELECT number FROM job WHERE id = ?) AND place = ?"  # noqa: S608
+                " AND state = 'RUNNING' RETURNING job",
+                (*values, claim.job, claim.place),
+            ).fetchone()
+            if row is not None:
+                self._settle(row["job"], now)
+            return row is not None
+
+    def _settle(self, number: int, now: float) -> None:
+        """Bring the state of a job in line with those of its files."""
+        rows = self._db.execute("SELECT state, count(*) FROM file WHERE job = ? GROUP BY state", (number,))
+        counts = {JobState(state): count for state, count in rows}
+        begun = any(state is not JobState.PENDING for state in counts)
+        if JobState.RUNNING in counts or JobState.PENDING in counts:
+            state = JobState.RUNNING if begun else JobState.PENDING
+        else:
+            state = JobState.SUCCEEDED if JobState.SUCCEEDED in counts else JobState.FAILED
+        ended = now if state.over else None
+        self._db.execute("UPDATE job SET state = ?, ended = ? WHERE number = ?", (state, ended, number))
+
+    def _job(self, row: sqlite3.Row) -> Job:
+        files = self._db.execute("SELECT * FROM file WHERE job = ? ORDER BY place", (row["number"],)).fetchall()
+        (ahead,) = self._one("SELECT count(*) FROM file WHERE state = 'PENDING' AND job < ?", row["number"])
+        return Job(
+            *(row["id"], row["form"], row["model"], JobState(row["state"])),
+            *(row["submitted"], row["begun"], row["ended"]),
+            files=tuple(
+                JobFile(
+                    *(file["url"], JobState(file["state"]), file["duration_s"]),
+                    None if file["failure"] is None else Failure(file["failure"]),
+                    *(file["message"], file["result"]),
+                )
+                for file in files
+            ),
+            ahead=ahead,
+        )
+
+    def _one(self, statement: str, *values: object) -> sqlite3.Row:
+        row: sqlite3.Row = self._db.execute(statement, values).fetchone()
+        return row
+
+    def _count_waiting(self) -> int:
+        (waiting,) = self._one("SELECT count(*) FROM file WHERE state = 'PENDING'")
+        return int(waiting)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            waiting = self._count_waiting()
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self.waiting = waiting
