@@ -182,6 +182,8 @@ class Settings(BaseSettings):
     needed, for its owner only. Empty: `qwen3-asr-server` in XDG_STATE_HOME, or in `~/.local/state` without that."""
     keep_files_h: float = Field(24, gt=0)
     """How long files in DATA_DIR are kept, in hours."""
+    max_job_files: int = Field(1000, ge=1)
+    """Files of jobs that wait or are transcribed; jobs beyond that are refused. Half of MAX_RECORDINGS at once."""
     max_stored_bytes: int = Field(20 * 1024**3, ge=1024)
     """Most that uploaded files in DATA_DIR may take together, in bytes; more are refused until some are removed."""
 

@@ -32,6 +32,8 @@ from qwen3_asr_server.frontends._websocket import serve_websocket
 from qwen3_asr_server.protocols import load_protocol, protocol_names
 from qwen3_asr_server.protocols._base import Capabilities, ServerProtocol
 from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.job_work import JobWork
+from qwen3_asr_server.runtime.jobs import Jobs, JobsOptions
 from qwen3_asr_server.runtime.services import Services, media_limits, source_limits, upload_folder
 from qwen3_asr_server.runtime.uploads import Uploads
 
@@ -61,6 +63,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         services: the runtime it serves; made from the settings when None. The app starts and stops it.
     """
     services = services or Services(settings)
+    sources, media = source_limits(settings), media_limits(settings)
     capabilities = {model: capabilities_of(settings, services, model) for model in services.models.names}
     found = [load_protocol(name) for name in protocol_names()]
     state = AppState(
@@ -68,11 +71,12 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         tickets=Tickets(settings.ticket_ttl_s),
         auth_required=bool(settings.api_keys),
         realtime_paths={protocol.name: protocol.path for protocol in found},
-        source_limits=source_limits(settings),
-        media_limits=media_limits(settings),
+        source_limits=sources,
+        media_limits=media,
         uploads=Admission(_UPLOADS_PER_RECORDING * settings.max_recordings),
         stored=Uploads(upload_folder(settings), settings.max_stored_bytes),
         upload_policies=UploadPolicies(),
+        jobs=Jobs(jobs_options(settings), JobWork(services, sources, media), services.metrics),
         limits=limits_of(settings),
         warnings=tuple(all_warnings(settings, services)),
         page_silence_ms=settings.vad_silence_duration_ms,
@@ -140,6 +144,16 @@ def capabilities_of(settings: Settings, services: Services, model: str | None = 
         max_append_bytes=settings.max_append_bytes,
         max_errors=settings.max_errors,
         finish_grace_s=settings.finish_grace_s,
+    )
+
+
+def jobs_options(settings: Settings) -> JobsOptions:
+    """Return where jobs are kept, and their bounds: they leave half of the places to those who wait."""
+    return JobsOptions(
+        folder=settings.data_folder / "jobs",
+        keep_s=settings.keep_files_h * 3600,
+        max_files=settings.max_job_files,
+        at_once=max(1, settings.max_recordings // 2),
     )
 
 
@@ -213,9 +227,20 @@ def _guard(app: FastAPI, settings: Settings, state: AppState) -> None:
 async def _lifespan(state: AppState) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(_run_services(state)), group.create_task(state.stored.run())]
+        working = group.create_task(_run_jobs(state))
         yield
+        working.cancel()
+        await asyncio.wait({working})  # what it has begun is given back while there are services
         for task in running:
             task.cancel()
+
+
+async def _run_jobs(state: AppState) -> None:
+    """Work off jobs until cancelled. Without them, everything else goes on."""
+    try:
+        await state.jobs.run()
+    except Exception:
+        logger.exception("jobs are not worked off any more")
 
 
 async def _run_services(state: AppState) -> None:

@@ -26,8 +26,10 @@ OPEN_PATHS: Final = frozenset({"/", "/health", "/health/live", "/health/ready", 
 
 SIGNED_UPLOADS: Final = "/api/v1/uploads"
 """What is posted here shows a leave, signed for who has a key: DashScope's SDKs send files without the key."""
+RESULTS: Final = "/api/v1/results/"
+"""Served without a key to whoever knows the name of a result, as the vendor's are: SDKs fetch them without one."""
 
-_OPEN_FOLDER: Final = "/demo/"
+_OPEN_FOLDERS: Final = ("/demo/", RESULTS)
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _MAX_TICKETS: Final = 10_000
@@ -210,7 +212,7 @@ class AccessControl:
 def _is_open(path: str, method: str) -> bool:
     if method == "POST" and path == SIGNED_UPLOADS:
         return True
-    return method in _SAFE_METHODS and (path in OPEN_PATHS or path.startswith(_OPEN_FOLDER))
+    return method in _SAFE_METHODS and (path in OPEN_PATHS or path.startswith(_OPEN_FOLDERS))
 
 
 def _digest(secret: bytes) -> bytes:

@@ -87,6 +87,7 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         services = self.state.services
+        await self.state.jobs.suspend()
         await services.drain()
         # Sessions that were cut off still have to be told why.
         for _ in range(round(_GOODBYE_S / _POLL_S)):

@@ -12,6 +12,7 @@ from fastapi import Request
 from qwen3_asr_server.frontends._auth import Tickets
 from qwen3_asr_server.frontends._upload_policy import UploadPolicies
 from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.jobs import Jobs
 from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import SourceLimits
@@ -34,6 +35,7 @@ class AppState:
     stored: Uploads
     """Files that clients have sent for requests to come."""
     upload_policies: UploadPolicies
+    jobs: Jobs
     limits: Mapping[str, float]
     """The configured limits, by the names of their settings."""
     warnings: tuple[str, ...]

@@ -42,6 +42,7 @@ async def service_info(request: Request, state: State) -> Response:
             "openai_transcriptions": "/v1/audio/transcriptions",
             "openai_chat": "/v1/chat/completions",
             "dashscope_generation": "/api/v1/services/aigc/multimodal-generation/generation",
+            "dashscope_transcription": "/api/v1/services/audio/asr/transcription",
         },
         "demo": {"silence_duration_ms": state.page_silence_ms},
     }
@@ -62,6 +63,7 @@ async def health(state: State) -> dict[str, Any]:
         "models": list(services.models.names),
         "vad": services.vad_name,
         "sessions": {"open": services.admission.in_use, "max": state.limits["max_sessions"]},
+        "jobs": {"waiting": state.jobs.waiting, "running": state.jobs.running, "problem": state.jobs.problem},
         "auth_required": state.auth_required,
         "limits": dict(state.limits),
         "warnings": list(state.warnings),
