@@ -32,6 +32,8 @@ from support.clock import clock, settle, virtual_time
 
 WISH = JobWish("model")
 KEEP_S = 3600.0
+LOOK_S = 0.05
+MOST_LOOKS = 2000
 
 
 class Worker:
@@ -70,8 +72,7 @@ async def running(folder: Path, worker: Worker, *, most: int = 100, at_once: int
     jobs = Jobs(JobsOptions(folder, KEEP_S, most, at_once), worker, Metrics(), asyncio.get_running_loop().time)
     task = asyncio.create_task(jobs.run())
     try:
-        while jobs.problem == "The server is starting.":
-            await asyncio.sleep(0.01)
+        await holds(lambda: jobs.problem != "The server is starting.")
         yield jobs
     finally:
         task.cancel()
@@ -91,9 +92,20 @@ async def state_of(jobs: Jobs, id_: str) -> JobState:
 
 async def until(jobs: Jobs, id_: str, *states: JobState) -> JobStatus:
     """Return a job as soon as it is in one of these states."""
-    while (found := await status(jobs, id_)).job.state not in states:
-        await asyncio.sleep(0.1)
-    return found
+    for _ in range(MOST_LOOKS):
+        if (found := await status(jobs, id_)).job.state in states:
+            return found
+        await asyncio.sleep(LOOK_S)
+    raise AssertionError(f"{id_} is {found.job.state}")
+
+
+async def holds(condition: Callable[[], bool]) -> None:
+    """Return as soon as a condition holds."""
+    for _ in range(MOST_LOOKS):
+        if condition():
+            return
+        await asyncio.sleep(LOOK_S)
+    raise AssertionError("waited in vain")
 
 
 OVER = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED)
@@ -103,6 +115,10 @@ def results(folder: Path) -> list[Path]:
     return list((folder / "results").iterdir())
 
 
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
 @virtual_time
 async def test_a_job_from_begin_to_end(tmp_path: Path) -> None:
     worker = Worker()
@@ -110,8 +126,7 @@ async def test_a_job_from_begin_to_end(tmp_path: Path) -> None:
     async with running(tmp_path, worker) as jobs:
         await jobs.submit(new("a", files=2))
         found = await until(jobs, "a", JobState.RUNNING)
-        while worker.at_work < 2:
-            await asyncio.sleep(0.1)
+        await holds(lambda: worker.at_work == 2)
         found = await status(jobs, "a")
         assert (found.done_s, found.total_s, jobs.running, jobs.waiting) == (2.0, 8.0, 2, 0)
         worker.gate.set()
@@ -196,9 +211,7 @@ async def test_a_fault_of_ours_is_told_without_its_details(tmp_path: Path) -> No
         assert (await until(jobs, "b", *OVER)).job.state is JobState.SUCCEEDED
 
 
-@pytest.mark.parametrize(
-    ("errors", "state"), [(MAX_ATTEMPTS - 1, JobState.SUCCEEDED), (MAX_ATTEMPTS, JobState.FAILED)]
-)
+@pytest.mark.parametrize(("errors", "state"), [(MAX_ATTEMPTS - 1, JobState.SUCCEEDED), (MAX_ATTEMPTS, JobState.FAILED)])
 def test_what_may_pass_is_tried_again(tmp_path: Path, errors: int, state: JobState) -> None:
     @virtual_time
     async def try_again() -> None:
@@ -255,8 +268,7 @@ async def test_cancelling_during_a_pause_before_another_attempt(tmp_path: Path) 
     worker = Worker(EngineError("It died."))
     async with running(tmp_path, worker) as jobs:
         await jobs.submit(new("a"))
-        while not worker.begun:
-            await asyncio.sleep(0.1)
+        await holds(lambda: bool(worker.begun))
         await asyncio.sleep(1)
         assert await jobs.cancel("a", None)
         await asyncio.sleep(60)
@@ -321,8 +333,7 @@ async def test_another_server_waits_for_the_folder_and_takes_over(tmp_path: Path
             await other.submit(new("b"))
         with pytest.raises(Overloaded, match="Another server"):
             await other.find("a", None)
-    while other.problem:
-        await asyncio.sleep(0.1)
+    await holds(lambda: not other.problem)
     assert (await until(other, "a", *OVER)).job.state is JobState.SUCCEEDED
     await standby.__aexit__(None, None, None)
 
@@ -371,8 +382,7 @@ async def test_jobs_and_results_go_when_their_time_is_over(tmp_path: Path) -> No
         await asyncio.sleep(60)
         assert await jobs.find("secret-address", None) is None
         assert results(tmp_path) == []
-        left = [path for path in tmp_path.rglob("*") if path.is_file()]
-        assert not any(b"secret-address" in path.read_bytes() for path in left)
+        assert b"secret-address" not in everything_in(tmp_path)
 
 
 @virtual_time
@@ -397,8 +407,7 @@ async def test_metrics(tmp_path: Path) -> None:
     worker.gate.clear()
     jobs = Jobs(JobsOptions(tmp_path, at_once=1), worker, metrics, asyncio.get_running_loop().time)
     task = asyncio.create_task(jobs.run())
-    while jobs.problem:
-        await asyncio.sleep(0.01)
+    await holds(lambda: not jobs.problem)
     for name in "abc":
         await jobs.submit(new(name))
     await until(jobs, "a", JobState.RUNNING)
