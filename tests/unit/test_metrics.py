@@ -10,6 +10,7 @@ EXPECTED = {
     "asr_finals_contradicting_text", "asr_stale_outcomes", "asr_utterances", "asr_partial_slots",
     "asr_engine_up", "asr_engine_deaths", "asr_engine_load_seconds",
     "asr_recordings_open", "asr_recordings", "asr_recorded_seconds",
+    "asr_job_files", "asr_job_files_waiting", "asr_job_files_running",
     "asr_alignments", "asr_align_seconds", "asr_words_missed",
 }  # fmt: skip
 
