@@ -22,7 +22,9 @@ MAX_URLS: Final = 100
 MAX_URL_CHARS: Final = 8192
 _MAX_CHANNEL: Final = 99
 _MAX_SPECIAL_WORDS: Final = 1000
-_VENDOR_MODELS: Final = re.compile(r"(qwen3-asr-flash|fun-asr|paraformer|sensevoice)([.\d-][\w.-]*)?", re.IGNORECASE)
+_VENDOR_MODELS: Final = re.compile(
+    r"(qwen3-asr-flash|qwen-audio-[\d.]+-asr-flash|fun-asr|paraformer|sensevoice)(-[\w.-]*)?", re.IGNORECASE
+)
 """The vendor's names for models of files; they stand for the default model, as its realtime names do."""
 
 SCHEMA: Final[dict[str, Any]] = {

@@ -70,7 +70,10 @@ def test_parameters(services: Services, body: dict[str, Any], parameters: Any, e
 
 @pytest.mark.parametrize(
     "model",
-    ["fun-asr", "fun-asr-2025-11-07", "paraformer-v2", "paraformer-8k-v2", "sensevoice-v1", "QWEN3-asr-flash", "none"],
+    [
+        *("fun-asr", "fun-asr-2025-11-07", "paraformer-v2", "paraformer-8k-v2", "sensevoice-v1"),
+        *("qwen3-asr-flash-filetrans", "qwen-audio-3.1-asr-flash-filetrans", "QWEN3-asr-flash", "none"),
+    ],
 )
 def test_models(services: Services, model: str) -> None:
     assert request_of(ONE | {"model": model}, services).wish.model == "none"
