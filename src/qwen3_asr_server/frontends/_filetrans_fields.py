@@ -93,8 +93,8 @@ def _files(fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     if len(urls) > MAX_URLS:
         raise InvalidValue(f"A job has at most {MAX_URLS} files.", param=f"input.{form}")
     for url in urls:
-        if not isinstance(url, str) or len(url) > MAX_URL_CHARS:
-            raise InvalidValue(f"A URL is a string of at most {MAX_URL_CHARS} characters.", param=f"input.{form}")
+        if len(_checked(url, f"input.{form}")) > MAX_URL_CHARS:
+            raise InvalidValue(f"A URL has at most {MAX_URL_CHARS} characters.", param=f"input.{form}")
         if isinstance(source_of(url), DataUrl):
             raise InvalidValue("A job takes no data URLs: upload the file.", param=f"input.{form}")
     return form, tuple(urls)
@@ -126,7 +126,7 @@ def _language(fields: Mapping[str, Any]) -> str | None:
     hints = fields.get("language_hints") or []
     if not isinstance(hints, list):
         raise InvalidValue("language_hints is a list.", param="parameters.language_hints")
-    named = [_text({"": hint}, "", "parameters.language_hints") for hint in hints]
+    named = [_checked(hint, "parameters.language_hints") for hint in hints]
     language = _text(fields, "language", "parameters.language") or (named[0] if len(named) == 1 else "")
     return language_named(language)
 
@@ -153,7 +153,7 @@ def _special_words(value: object) -> dict[str, list[str]]:
         if not isinstance(words, list) or len(words) > _MAX_SPECIAL_WORDS:
             raise InvalidValue(f"{key}.word_list is a list of at most {_MAX_SPECIAL_WORDS} words.", param=param)
         if words:
-            found[name] = [_text({"": word}, "", param) for word in words]
+            found[name] = [_checked(word, param) for word in words]
     return found
 
 
@@ -177,8 +177,15 @@ def _object(fields: Mapping[str, Any], name: str, param: str) -> Mapping[str, An
 
 def _text(fields: Mapping[str, Any], name: str, param: str) -> str:
     value = fields.get(name)
-    if value is None:
-        return ""
+    return "" if value is None else _checked(value, param)
+
+
+def _checked(value: object, param: str) -> str:
+    """Return a text that can be stored: JSON can also say halves of characters."""
     if not isinstance(value, str):
         raise InvalidValue(f"{param} has a value that is no string.", param=param)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(f"{param} holds what is no text.", param=param) from None
     return value

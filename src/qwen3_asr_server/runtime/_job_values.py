@@ -71,7 +71,7 @@ class JobWish:
 
     def to_json(self) -> str:
         """Return it as text."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -33,6 +33,7 @@ CREATE TABLE file (
     state TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL, failure TEXT, message TEXT,
     result TEXT UNIQUE, PRIMARY KEY (job, place)) WITHOUT ROWID;
 CREATE INDEX file_pending ON file (job, place) WHERE state = 'PENDING';
+CREATE INDEX file_running ON file (job, place) WHERE state = 'RUNNING';
 """
 
 
@@ -79,8 +80,8 @@ class JobsStore:
             StoreFull: more than `most_files` would be PENDING or RUNNING.
         """
         with self._transaction():
-            (open_files,) = self._one("SELECT count(*) FROM file WHERE state IN ('PENDING', 'RUNNING')")
-            if open_files + len(new.urls) > most_files:
+            (running,) = self._one("SELECT count(*) FROM file WHERE state = 'RUNNING'")
+            if self._count_waiting() + running + len(new.urls) > most_files:
                 raise StoreFull
             number = self._db.execute(
                 "INSERT INTO job (id, owner, form, model, wish, state, submitted) VALUES (?, ?, ?, ?, ?, 'PENDING', ?)",

@@ -92,6 +92,7 @@ INPUT_FAULTS: dict[str, Any] = {
     "too long": {"file_url": "http://host/" + "a" * 9000},
     "a data URL": {"file_url": "data:audio/wav;base64,AAAA"},
     "another scheme": {"file_url": "ftp://host/a"},
+    "half a character": {"file_url": "http://host/\ud800"},
     "input that is a list": [],
 }
 
@@ -107,6 +108,7 @@ def test_wrong_files(services: Services, name: str) -> None:
     [
         ({"input": ONE["input"]}, InvalidValue),
         (ONE | {"model": 1}, InvalidValue),
+        (ONE | {"model": "fun-asr-\ud800"}, InvalidValue),
         (ONE | {"model": "gpt-4o"}, UnknownModel),
         (ONE | {"model": "qwen3-asr-1.7b"}, UnknownModel),
         (ONE | {"parameters": []}, InvalidValue),
