@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from support import speech
 from support.process import ServerProcess, running_server
 from support.sdk_client import TEXT_ONLY, conversation, send
+from support.server import wait_until
 
 CLIP = speech.conversation()
 
@@ -44,10 +46,28 @@ def last_event(answer: httpx.Response) -> str:
     return str(json.loads(answer.text.strip().rpartition("data: ")[2])["text"])
 
 
+def by_job(server: ServerProcess) -> str:
+    """Return what a job of one file makes of the clip."""
+    body = {"model": "qwen3-asr-flash-filetrans", "input": {"file_url": str(CLIP.path)}}
+    headers = {"X-DashScope-Async": "enable"}
+    submitted = ask(server, "/api/v1/services/audio/asr/transcription", json=body, headers=headers).json()
+    task = f"/api/v1/tasks/{submitted['output']['task_id']}"
+    outputs: list[dict[str, Any]] = []
+
+    def over() -> bool:
+        outputs.append(httpx.get(f"http://127.0.0.1:{server.port}{task}", trust_env=False).json()["output"])
+        return outputs[-1]["task_status"] in ("SUCCEEDED", "FAILED")
+
+    wait_until(over, 60)
+    (transcript,) = httpx.get(outputs[-1]["result"]["transcription_url"], trust_env=False).json()["transcripts"]
+    return str(transcript["text"])
+
+
 DOORS: dict[str, Callable[[ServerProcess], str]] = {
     "rest": lambda server: with_file(server, "/api/transcribe").json()["text"],
     "rest with progress": lambda server: last_event(with_file(server, "/api/transcribe", stream="true")),
     "rest by path": lambda server: ask(server, "/api/transcribe", json={"url": str(CLIP.path)}).json()["text"],
+    "job": by_job,
     "openai": lambda server: with_file(server, "/v1/audio/transcriptions", model="whisper-1").json()["text"],
     "openai as text": lambda server: with_file(
         server, "/v1/audio/transcriptions", response_format="text"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qwen3_asr_server.errors import InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._filetrans import MANY_FILES, ONE_FILE
-from qwen3_asr_server.frontends._hotwords import CORPUS, SCHEMAS, VOCABULARY, context_of
+from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
 from qwen3_asr_server.frontends._recordings import demand_word_times, language_named, model_named
 from qwen3_asr_server.runtime._job_values import JobWish
 from qwen3_asr_server.runtime.services import Services
@@ -48,8 +48,7 @@ SCHEMA: Final[dict[str, Any]] = {
                 "enable_words": {"type": "boolean", "description": "With the times of words."},
                 "channel_id": {"type": "array", "items": {"type": "integer", "minimum": 0}},
                 "special_word_filter": {"type": "string", "description": "JSON: words to hide or to leave out."},
-                VOCABULARY: SCHEMAS[VOCABULARY],
-                CORPUS: SCHEMAS[CORPUS],
+                **SCHEMAS,
             },
         },
     },
@@ -57,7 +56,7 @@ SCHEMA: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class JobRequest:
     """What a client asks for."""
 
     model: str
@@ -67,7 +66,7 @@ class Request:
     wish: JobWish
 
 
-def request_of(body: Mapping[str, Any], services: Services) -> Request:
+def request_of(body: Mapping[str, Any], services: Services) -> JobRequest:
     """Return the request in a body.
 
     Raises:
@@ -79,7 +78,7 @@ def request_of(body: Mapping[str, Any], services: Services) -> Request:
         raise InvalidValue("There is no model.", param="model")
     form, urls = _files(_object(body, "input", "input"))
     parameters = _object(body, "parameters", "parameters")
-    return Request(model, form, urls, _wish(parameters, _known_model(services, model), form, services))
+    return JobRequest(model, form, urls, _wish(parameters, _known_model(services, model), form, services))
 
 
 def _files(fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -114,7 +113,7 @@ def _wish(fields: Mapping[str, Any], model: str, form: str, services: Services) 
     return JobWish(
         model,
         language,
-        context_of({name: fields.get(name) for name in (VOCABULARY, CORPUS)}, path="parameters."),
+        context_of(fields, path="parameters."),
         words=words,
         channels=_channels(fields.get("channel_id")),
         details=_special_words(fields.get("special_word_filter")),
