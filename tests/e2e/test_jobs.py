@@ -331,6 +331,20 @@ async def test_a_second_server_on_the_same_folder_says_so(tmp_path: Path, web: W
             assert "DATA_DIR" in (await http.get("/health")).json()["jobs"]["problem"]
 
 
+async def test_a_model_that_the_next_server_has_not(tmp_path: Path, web: WebServer) -> None:
+    settings = {"data_dir": str(tmp_path), "fetch_trusted_networks": "127.0.0.1"}
+    with running_server(settings, engine=FakeEngine(gate=asyncio.Event()), vad=EnergyVad()) as first:
+        async with client_of(first) as http:
+            task = await Client(http).task(web.url("/speech.wav"))
+    with closing(sqlite3.connect(tmp_path / "jobs" / "jobs.sqlite")) as database, database:
+        database.execute("""UPDATE job SET wish = replace(wish, '"model": "none"', '"model": "former"')""")
+    with running_server(settings, engine=FakeEngine(), vad=EnergyVad()) as second:
+        async with client_of(second) as http:
+            output = (await Client(http).until(task, *OVER))["output"]
+    assert (output["task_status"], output["code"]) == ("FAILED", "InvalidParameter")
+    assert "model" in output["message"]
+
+
 @pytest.mark.parametrize(
     ("number", "left_as"), [(signal.SIGKILL, "RUNNING"), (signal.SIGTERM, "PENDING")], ids=["killed", "stopped"]
 )

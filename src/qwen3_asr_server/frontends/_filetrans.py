@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from qwen3_asr_server.domain import ms_of_samples
-from qwen3_asr_server.runtime._job_values import Failure, Job, JobFile, JobState, JobStatus
 from qwen3_asr_server.runtime.job_results import JobResult
+from qwen3_asr_server.runtime.job_values import Failure, Job, JobFile, JobState, JobStatus
 from qwen3_asr_server.text.join import join_texts
 from qwen3_asr_server.text.special_words import SpecialWords, finished
 from qwen3_asr_server.text.transcript import Segment

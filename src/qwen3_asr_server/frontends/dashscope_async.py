@@ -25,8 +25,7 @@ from qwen3_asr_server.frontends._filetrans_fields import SCHEMA, request_of
 from qwen3_asr_server.frontends._form import json_object, whole_body
 from qwen3_asr_server.frontends._state import AppState, app_state
 from qwen3_asr_server.frontends._vendor import CODES, new_request_id, own_url, vendor_answer, vendor_error
-from qwen3_asr_server.runtime import _job_values
-from qwen3_asr_server.runtime._job_values import JobState, NewJob
+from qwen3_asr_server.runtime.job_values import JobsQuery, JobState, NewJob
 from qwen3_asr_server.runtime.jobs import JobsFull
 
 router = APIRouter(tags=["dashscope"])
@@ -100,7 +99,7 @@ async def tasks(
     """List tasks, the latest first."""
     request_id = new_request_id()
     try:
-        query = _job_values.Query(
+        query = JobsQuery(
             owner=_owner(request),
             state=_state_named(status),
             model=model_name or None,

@@ -13,7 +13,7 @@ from qwen3_asr_server.errors import (
     TooLarge,
     TooLong,
 )
-from qwen3_asr_server.runtime._job_values import Failure
+from qwen3_asr_server.runtime.job_values import Failure
 
 
 class NobodySpeaks(MediaError):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from qwen3_asr_server.runtime._job_values import Claim, Failure, Job, JobFile, JobState, JobWish, NewJob, Query
+from qwen3_asr_server.runtime.job_values import Claim, Failure, Job, JobFile, JobsQuery, JobState, JobWish, NewJob
 
 MAX_ATTEMPTS: Final = 3
 """How often work on a file begins before it is given up."""
@@ -99,7 +99,7 @@ class JobsStore:
         ).fetchone()
         return None if row is None else self._job(row)
 
-    def listed(self, query: Query) -> tuple[int, list[Job]]:
+    def listed(self, query: JobsQuery) -> tuple[int, list[Job]]:
         """Return how many jobs there are of this kind, and one page of them, the latest first."""
         where = (
             "FROM job WHERE (:owner IS NULL OR owner = :owner) AND (:state IS NULL OR state = :state)"

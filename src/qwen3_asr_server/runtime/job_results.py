@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from qwen3_asr_server.domain import Word
-from qwen3_asr_server.runtime._job_values import JobWish
 from qwen3_asr_server.runtime._media_wire import MediaKind
 from qwen3_asr_server.runtime._storing import private_folder
+from qwen3_asr_server.runtime.job_values import JobWish
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 _NAME_BYTES: Final = 32

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from qwen3_asr_server.domain import Samples
-from qwen3_asr_server.errors import InvalidValue, Overloaded, ShuttingDown
+from qwen3_asr_server.errors import InvalidValue, Overloaded, ShuttingDown, UnknownModel
 from qwen3_asr_server.runtime._job_failures import NobodySpeaks, NoWords
-from qwen3_asr_server.runtime._job_values import Claim, JobWish
 from qwen3_asr_server.runtime.job_results import JobResult
+from qwen3_asr_server.runtime.job_values import Claim, JobWish
 from qwen3_asr_server.runtime.media import MediaLimits, MediaReader, open_media
 from qwen3_asr_server.runtime.offline import Progress, transcript_of
 from qwen3_asr_server.runtime.services import Services
@@ -63,6 +63,8 @@ class JobWork:
 
     async def _heard(self, path: Path, claim: Claim, progress: Progress) -> JobResult:
         wish, services = claim.wish, self._services
+        if wish.model not in services.models.names:
+            raise UnknownModel("The server has no longer the model that was asked for.")
         options = TranscribeOptions(language=wish.language, context=wish.context, words=wish.words)
         async with open_media(path, self._media, split_channels=bool(wish.channels)) as media:
             channels = _present(wish, media)

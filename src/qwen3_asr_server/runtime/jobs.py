@@ -24,11 +24,11 @@ from qwen3_asr_server.domain import SAMPLE_RATE
 from qwen3_asr_server.errors import AsrServerError, Overloaded
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime._job_failures import failure_of
-from qwen3_asr_server.runtime._job_values import Claim, Failure, Job, JobState, JobStatus, NewJob, Query
 from qwen3_asr_server.runtime._jobs_disk import JobsDisk
 from qwen3_asr_server.runtime._jobs_store import MAX_ATTEMPTS, JobsStore, StoreFull
 from qwen3_asr_server.runtime.changes import Changes
 from qwen3_asr_server.runtime.job_results import JobResult
+from qwen3_asr_server.runtime.job_values import Claim, Failure, Job, JobsQuery, JobState, JobStatus, NewJob
 from qwen3_asr_server.runtime.offline import Progress
 
 RETRY_AFTER_S: Final = 5.0
@@ -170,7 +170,7 @@ class Jobs:
         job = await self._disk.ask(lambda store: store.find(id_, owner))
         return None if job is None else self._status(job)
 
-    async def listed(self, query: Query) -> tuple[int, list[Job]]:
+    async def listed(self, query: JobsQuery) -> tuple[int, list[Job]]:
         """Return how many jobs there are of a kind, and one page of them, the latest first.
 
         Raises:

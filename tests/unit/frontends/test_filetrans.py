@@ -10,9 +10,9 @@ from qwen3_asr_server.domain import Word
 from qwen3_asr_server.errors import AsrServerError, InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._filetrans import CODES, MANY_FILES, ONE_FILE, result_file, task_of
 from qwen3_asr_server.frontends._filetrans_fields import MAX_URLS, request_of
-from qwen3_asr_server.runtime._job_values import Failure, Job, JobFile, JobState, JobStatus, JobWish
 from qwen3_asr_server.runtime._media_wire import MediaKind
 from qwen3_asr_server.runtime.job_results import JobResult
+from qwen3_asr_server.runtime.job_values import Failure, Job, JobFile, JobState, JobStatus, JobWish
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.text.transcript import Segment, Transcript
 from support.fake_engine import FakeEngine

@@ -21,10 +21,10 @@ from qwen3_asr_server.errors import (
 )
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime._job_failures import NobodySpeaks, NoWords
-from qwen3_asr_server.runtime._job_values import Claim, Failure, JobState, JobStatus, JobWish, NewJob
 from qwen3_asr_server.runtime._jobs_store import MAX_ATTEMPTS
 from qwen3_asr_server.runtime._media_wire import MediaKind
 from qwen3_asr_server.runtime.job_results import JobResult
+from qwen3_asr_server.runtime.job_values import Claim, Failure, JobState, JobStatus, JobWish, NewJob
 from qwen3_asr_server.runtime.jobs import Jobs, JobsFull, JobsOptions
 from qwen3_asr_server.runtime.offline import Progress
 from qwen3_asr_server.text.transcript import Segment, Transcript

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from qwen3_asr_server.runtime._job_values import Claim, Failure, JobState, JobWish, NewJob, Query
 from qwen3_asr_server.runtime._jobs_store import MAX_ATTEMPTS, JobsStore, StoreFull
+from qwen3_asr_server.runtime.job_values import Claim, Failure, JobsQuery, JobState, JobWish, NewJob
 
 KEEP_S = 100.0
 MOST = 6
@@ -228,19 +228,19 @@ def test_what_is_worked_on_is_not_given_back(store: JobsStore) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        (Query(), ["c", "b", "a"]),
-        (Query(owner="me"), ["b"]),
-        (Query(state=JobState.RUNNING), ["a"]),
-        (Query(state=JobState.PENDING), ["c", "b"]),
-        (Query(model="fun-asr"), ["c", "b", "a"]),
-        (Query(model="other"), []),
-        (Query(since=2.0), ["c", "b"]),
-        (Query(until=2.0), ["b", "a"]),
-        (Query(page=2, page_size=2), ["a"]),
-        (Query(page=3, page_size=2), []),
+        (JobsQuery(), ["c", "b", "a"]),
+        (JobsQuery(owner="me"), ["b"]),
+        (JobsQuery(state=JobState.RUNNING), ["a"]),
+        (JobsQuery(state=JobState.PENDING), ["c", "b"]),
+        (JobsQuery(model="fun-asr"), ["c", "b", "a"]),
+        (JobsQuery(model="other"), []),
+        (JobsQuery(since=2.0), ["c", "b"]),
+        (JobsQuery(until=2.0), ["b", "a"]),
+        (JobsQuery(page=2, page_size=2), ["a"]),
+        (JobsQuery(page=3, page_size=2), []),
     ],
 )
-def test_listing(store: JobsStore, query: Query, expected: list[str]) -> None:
+def test_listing(store: JobsStore, query: JobsQuery, expected: list[str]) -> None:
     for at, (id_, owner) in enumerate([("a", None), ("b", "me"), ("c", "you")], 1):
         store.add(new(id_, owner=owner), float(at), MOST)
     store.claim(4.0)

@@ -153,7 +153,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class JobsQuery:
     """Which jobs to list."""
 
     owner: str | None = None
