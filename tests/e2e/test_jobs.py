@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from qwen3_asr_server.runtime import job_work
 from support.doors import RATE, SILENCE, SPEECH, wav, wav_of
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine
@@ -268,6 +269,27 @@ async def test_a_full_queue(web: WebServer) -> None:
             await client.until(first, "RUNNING")
             assert (await client.poll(second))["output"]["queue_position"] == 1
             assert (await http.get("/health")).json()["jobs"] == {"waiting": 1, "running": 1, "problem": None}
+
+
+async def test_a_full_server_is_waited_for(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_work, "FULL_AGAIN_S", 0.05)
+    engine = FakeEngine()
+    settings = {"fetch_trusted_networks": "127.0.0.1", "max_recordings": 1}
+    with running_server(settings, engine=engine, vad=EnergyVad()) as running:
+        async with client_of(running) as http:
+            client = Client(http)
+            with running.services.recordings.admit():
+                task = await client.task(web.url("/speech.wav"))
+                await client.until(task, "RUNNING")
+                await asyncio.to_thread(wait_until, lambda: _refused(running) > 1)
+                assert not engine.opened
+            assert (await client.until(task, *OVER))["output"]["task_status"] == "SUCCEEDED"
+    assert len(web.requests) == 1
+
+
+def _refused(server: RunningServer) -> float:
+    found = server.services.metrics.registry.get_sample_value("asr_sessions_refused_total", {"reason": "sessions"})
+    return found or 0.0
 
 
 # ── Cancelling ──

@@ -58,8 +58,8 @@ class JobWork:
                     return await self._heard(path, claim, progress)
                 except ShuttingDown:
                     raise
-                except Overloaded as full:
-                    await asyncio.sleep(max(FULL_AGAIN_S, full.retry_after_s))
+                except Overloaded:
+                    await asyncio.sleep(FULL_AGAIN_S)
 
     async def _heard(self, path: Path, claim: Claim, progress: Progress) -> JobResult:
         wish, services = claim.wish, self._services
