@@ -28,7 +28,7 @@ CODES: Final[Codes] = {
     TooLarge: (413, "BadRequest.TooLarge"),
     TooLong: (400, "InvalidParameter"),
 }
-"""Where the vendor has other words than the doors without a model."""
+"""Where the vendor has another word than this server's own doors."""
 
 
 def new_request_id() -> str:

@@ -21,6 +21,7 @@ from qwen3_asr_server.frontends._recordings import Wish, language_named, transcr
 from qwen3_asr_server.frontends._state import AppState, app_state
 from qwen3_asr_server.frontends._usage import text_tokens, whole_seconds
 from qwen3_asr_server.frontends._vendor import (
+    EVENT_STREAM,
     Frames,
     new_request_id,
     vendor_answer,
@@ -120,7 +121,11 @@ class _Call:
     incremental: bool
 
 
-@router.post(PATH, openapi_extra={"requestBody": _REQUEST})
+@router.post(
+    PATH,
+    openapi_extra={"requestBody": _REQUEST},
+    responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
+)
 async def generation(request: Request, state: State) -> Response:
     """Transcribe a short recording, as DashScope's synchronous call does."""
     request_id = new_request_id()

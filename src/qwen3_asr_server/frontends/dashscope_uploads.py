@@ -52,7 +52,7 @@ _REQUEST: Final[dict[str, Any]] = {
 }
 
 
-@router.get(PATH)
+@router.get(PATH, responses={503: {"description": "As many uploads are kept as may be."}})
 async def give_leave(request: Request, state: State, action: str = GET_POLICY, model: str = "") -> Response:
     """Say where a file may be sent to, with a signature that lets it in for some minutes."""
     if action != GET_POLICY:
@@ -99,7 +99,7 @@ async def _store(exchange: Exchange, state: AppState) -> Response:
             raise InvalidValue("There is no file.", param=FILE)
         with state.uploads.admit():
             await state.stored.store(key, _all(first, pieces), policy.max_bytes, stall_s)
-    return Response(status_code=200)
+    return vendor_answer({}, new_request_id())
 
 
 def _leave(fields: dict[str, list[str]], state: AppState) -> tuple[Policy, str]:
