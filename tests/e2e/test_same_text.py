@@ -38,6 +38,14 @@ def ask(server: ServerProcess, path: str, **request: object) -> httpx.Response:
     return answer
 
 
+def dashscope(server: ServerProcess, **headers: str) -> str:
+    message = {"role": "user", "content": [{"audio": str(CLIP.path)}]}
+    path = "/api/v1/services/aigc/multimodal-generation/generation"
+    answer = ask(server, path, json={"model": "qwen3-asr-flash", "input": {"messages": [message]}}, headers=headers)
+    last = json.loads(answer.text.rpartition("data:")[2] or answer.text)
+    return str(last["output"]["choices"][0]["message"]["content"][0]["text"])
+
+
 def with_file(server: ServerProcess, path: str, **fields: str) -> httpx.Response:
     return ask(server, path, files={"file": CLIP.path.read_bytes()}, data=fields)
 
@@ -64,6 +72,8 @@ def by_job(server: ServerProcess) -> str:
 
 
 DOORS: dict[str, Callable[[ServerProcess], str]] = {
+    "dashscope": dashscope,
+    "dashscope as it comes": lambda server: dashscope(server, Accept="text/event-stream"),
     "rest": lambda server: with_file(server, "/api/transcribe").json()["text"],
     "rest with progress": lambda server: last_event(with_file(server, "/api/transcribe", stream="true")),
     "rest by path": lambda server: ask(server, "/api/transcribe", json={"url": str(CLIP.path)}).json()["text"],
