@@ -42,7 +42,7 @@ def dashscope(server: ServerProcess, **headers: str) -> str:
     message = {"role": "user", "content": [{"audio": str(CLIP.path)}]}
     path = "/api/v1/services/aigc/multimodal-generation/generation"
     answer = ask(server, path, json={"model": "qwen3-asr-flash", "input": {"messages": [message]}}, headers=headers)
-    last = json.loads(answer.text.rpartition("data:")[2] or answer.text)
+    last = json.loads(answer.text.rpartition("data:")[2])
     return str(last["output"]["choices"][0]["message"]["content"][0]["text"])
 
 
