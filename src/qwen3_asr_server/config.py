@@ -127,7 +127,8 @@ class Settings(BaseSettings):
 
     # Limits
     max_message_bytes: int = Field(24 * 1024 * 1024, ge=1024)
-    """Longest WebSocket message. A legal append is 15 MiB of audio, 20 MiB of base64."""
+    """Longest WebSocket message, and longest request in JSON: both are held in memory. A legal append is 15 MiB of
+    audio, 20 MiB of base64."""
     max_append_bytes: int = Field(15 * 1024 * 1024, ge=1024)
     """Most audio bytes in one append, before base64."""
     max_append_s: float = Field(1200, gt=0)

@@ -149,6 +149,12 @@ def test_what_is_said_beforehand(client: OpenAI, engine: FakeEngine) -> None:
     assert engine.opened[-1].context == "A talk.\nQwen, 不二家, SQL (sequel)"
 
 
+def test_many_keywords(client: OpenAI, engine: FakeEngine) -> None:
+    words = [f"word{number}" for number in range(1000)]
+    client.audio.transcriptions.create(model="gpt-transcribe", file=FILE, keywords=words)
+    assert engine.opened[-1].context == ", ".join(words)
+
+
 @pytest.mark.parametrize(
     ("fields", "forced"),
     [

@@ -191,7 +191,7 @@ NO_FORMS = {
     "breaks off": (MULTIPART, PART % (b"file", SPEECH)),
     "is no form": (MULTIPART, SPEECH),
     "not UTF-8": (MULTIPART, PART % (b"language", b"\xff") + b"--cut--\r\n"),
-    "too many parts": (MULTIPART, 100 * (PART % (b"x", b"y")) + b"--cut--\r\n"),
+    "too many parts": (MULTIPART, 2000 * (PART % (b"x", b"y")) + b"--cut--\r\n"),
     "no JSON": ("application/json", b"{"),
     "deep JSON": ("application/json", b"[" * 100_000),
     "a list": ("application/json", b"[]"),

@@ -136,22 +136,19 @@ async def whole_body(exchange: Exchange, max_bytes: int, stall_s: float) -> byte
         IdleTimeout: it stops before its end.
     """
     announced = exchange.headers.get("content-length", "")
-    too_large = TooLarge(f"A request without a file has at most {max_bytes} bytes.")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise too_large
+    expected = int(announced) if announced.isdigit() else 0
     body = bytearray()
     coming = exchange.body()
     try:
-        while True:
+        while max(len(body), expected) <= max_bytes:
             async with asyncio.timeout(stall_s):
                 chunk = await anext(coming, None)
             if chunk is None:
                 return body
             body += chunk
-            if len(body) > max_bytes:
-                raise too_large
     except TimeoutError:
         raise IdleTimeout("The request stopped before its end.") from None
+    raise TooLarge(f"A request without a file has at most {max_bytes} bytes.")
 
 
 async def json_object(body: bytearray) -> dict[str, Any]:

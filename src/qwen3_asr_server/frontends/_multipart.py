@@ -13,7 +13,8 @@ from python_multipart.multipart import parse_options_header
 from qwen3_asr_server.errors import InvalidValue, TooLarge
 
 FILE: Final = "file"
-MAX_PARTS: Final = 64
+MAX_PARTS: Final = 1200
+"""OpenAI's clients send each of a thousand keywords as a part."""
 MAX_FIELDS_BYTES: Final = 1024 * 1024
 """Of all fields of a form together."""
 
