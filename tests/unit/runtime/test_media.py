@@ -41,6 +41,9 @@ async def test_every_format_is_read(kind: Kind, tmp_path: Path) -> None:
     audio, media = await read_media(write_media(tmp_path / "recording", kind, written), LIMITS)
     assert audio.dtype == np.float32
     assert (media.channels, media.cut_short) == (1, False)
+    assert (media.kind.rate, media.kind.channels) == (kind.rate, kind.channels)
+    assert media.kind.container
+    assert media.kind.codec
     assert media.duration_s is not None
     assert abs(media.duration_s - 3) < 0.15
     assert abs(audio.shape[1] / SAMPLE_RATE - 3) < 0.1

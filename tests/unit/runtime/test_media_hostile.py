@@ -1,6 +1,7 @@
 """Files that are broken or mean harm: each costs its own process only, and the reason is said."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from qwen3_asr_server.domain import SAMPLE_RATE
 from qwen3_asr_server.errors import MediaError, TooLarge, TooLong
-from qwen3_asr_server.runtime._media_wire import HEADER, Ended, Fault, Opened, packed, parsed
+from qwen3_asr_server.runtime._media_wire import HEADER, Ended, Fault, MediaKind, Opened, packed, parsed
 from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from support.audio_files import chirp, tone, wav_bytes
 from support.children import child_processes
@@ -287,7 +289,11 @@ def test_damaged_files_give_audio_or_a_reason(
     assert not child_processes()
 
 
-@pytest.mark.parametrize("message", [Opened(2, 1.5), Opened(1, None), b"audio", b"", Ended(True), *Fault])
+KIND = MediaKind("wav", "pcm_s16le", 8000, 2)
+KIND_AS_JSON = json.dumps(asdict(KIND)).encode()
+
+
+@pytest.mark.parametrize("message", [Opened(2, 1.5, KIND), Opened(1, None), b"audio", b"", Ended(True), *Fault])
 def test_messages_arrive_as_they_were_sent(message: Opened | Ended | Fault | bytes) -> None:
     data = packed(message)
     kind, length = HEADER.unpack(data[: HEADER.size])
@@ -307,8 +313,10 @@ def test_a_message_that_makes_no_sense_is_a_value_error(kind: int, body: bytes) 
         (0, b"{"),
         (0, b"\xff"),
         (0, b"[]"),
-        (0, b'{"channels": 0, "duration_s": null}'),
-        (0, b'{"channels": 1, "duration_s": "1"}'),
+        (0, b'{"channels": 1, "duration_s": null}'),
+        (0, b'{"channels": 1, "duration_s": null, "kind": {}}'),
+        (0, b'{"channels": 0, "duration_s": null, "kind": %s}' % KIND_AS_JSON),
+        (0, b'{"channels": 1, "duration_s": "1", "kind": %s}' % KIND_AS_JSON),
         (2, b""),
         (3, b""),
         (3, b"\xff"),
