@@ -1,7 +1,9 @@
 """The vendor's forms for transcribed files: requests that are read, polls and result files that are written."""
 
+import ast
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from qwen3_asr_server.domain import Word
 from qwen3_asr_server.errors import AsrServerError, InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._filetrans import CODES, MANY_FILES, ONE_FILE, result_file, task_of
-from qwen3_asr_server.frontends._filetrans_fields import MAX_URLS, request_of
+from qwen3_asr_server.frontends._filetrans_fields import MAX_URLS, SCHEMA, request_of
 from qwen3_asr_server.runtime._media_wire import MediaKind
 from qwen3_asr_server.runtime.job_results import JobResult
 from qwen3_asr_server.runtime.job_values import Failure, Job, JobFile, JobState, JobStatus, JobWish
@@ -300,3 +302,21 @@ def test_words_that_are_not_those_of_the_text() -> None:
     result = replace(RESULT, transcript=Transcript((replace(SPOKEN, text="21 and more", words=words),), 48_000))
     (sentence,) = result_file(result, "")["transcripts"][0]["sentences"]
     assert [(word["text"], word["punctuation"]) for word in sentence["words"]] == [("twenty-one", "")]
+
+
+# ── The document ──
+
+TABLE = Path(__file__).parents[3] / "docs" / "api" / "dashscope_jobs.md"
+TEXT = TABLE.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("test", "file"), sorted(set(re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", TEXT))))
+def test_every_test_that_is_named_exists(test: str, file: str) -> None:
+    functions = ast.parse((TABLE.parent / file).resolve().read_text("utf-8")).body
+    assert test in {node.name for node in functions if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_every_field_and_every_code_is_explained() -> None:
+    rows = "\n".join(line for line in TEXT.splitlines() if line.startswith("| "))
+    assert {name for name in SCHEMA["properties"]["parameters"]["properties"] if f"`{name}`" not in rows} == set()
+    assert {code for code in CODES.values() if f"`{code}`" not in rows} == set()
