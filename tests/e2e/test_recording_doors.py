@@ -4,12 +4,14 @@ The engine names the loudness of what it hears. `test_recording_errors.py` has w
 real speech.
 """
 
+import sys
 from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import pytest
 
+from qwen3_asr_server.runtime.gpu import GpuWatch
 from support.doors import (
     OPENAI,
     REST,
@@ -176,6 +178,16 @@ def test_languages_and_status(server: RunningServer) -> None:
     assert status["available_models"] == ["none"]
     assert status["supported_languages"] == languages["languages"]
     assert status["recordings"] == {"open": 0, "max": 16}
+    assert status["queue"] == {"live": 0, "recorded": 0}
+
+
+@pytest.mark.parametrize("path", ["/api/status", "/health"])
+def test_memory_of_gpus(server: RunningServer, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody, tool = ("no-such-tool",), (sys.executable, "-c", "print('0, GPU-a, NVIDIA H100, 81559, 1024, 80535')")
+    known = {"index": 0, "name": "NVIDIA H100", "total_mib": 81559, "used_mib": 1024, "free_mib": 80535}
+    for command, expected in ((nobody, None), (tool, [known])):
+        monkeypatch.setattr(server.server.state, "gpu", GpuWatch(command))
+        assert get(server, path).json()["gpu"] == expected
 
 
 def test_openai_models(server: RunningServer) -> None:

@@ -24,6 +24,7 @@ from qwen3_asr_server.domain import TurnDetection
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.frontends import _errors
 from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Tickets
+from qwen3_asr_server.frontends._documents import document
 from qwen3_asr_server.frontends._recordings import TIME_HEADERS
 from qwen3_asr_server.frontends._server import Server
 from qwen3_asr_server.frontends._state import AppState
@@ -98,6 +99,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         _mount_protocol(app, protocol, services, capabilities)
     _mount_elsewhere(app, state)
     _guard(app, settings, state)
+    document(app)
     return app
 
 

@@ -105,6 +105,11 @@ def error_at(path: str, error: AsrServerError) -> JSONResponse:
     return _answer(path, _failure(error))
 
 
+def is_openai(path: str) -> bool:
+    """Return whether the door at a path speaks OpenAI's form."""
+    return path.startswith(_OPENAI)
+
+
 def not_found(message: str) -> JSONResponse:
     """Return the answer for an address where nothing is."""
     return _ours(_Failure(404, "NotFound", message))
@@ -149,7 +154,7 @@ def _failure(error: AsrServerError, codes: Codes = _NO_CODES) -> _Failure:
 
 
 def _answer(path: str, failure: _Failure) -> JSONResponse:
-    return _openai(failure) if path.startswith(_OPENAI) else _ours(failure)
+    return _openai(failure) if is_openai(path) else _ours(failure)
 
 
 def _ours(failure: _Failure) -> JSONResponse:

@@ -5,13 +5,14 @@ so that no router depends on how the server is configured.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from qwen3_asr_server.frontends._auth import Tickets
 from qwen3_asr_server.frontends._upload_policy import UploadPolicies
 from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.gpu import GpuWatch
 from qwen3_asr_server.runtime.jobs import Jobs
 from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.services import Services
@@ -44,6 +45,7 @@ class AppState:
     """Silence that ends an utterance on the demo page, unless its user says otherwise."""
     emotion: str = ""
     """What to answer where a protocol wants an emotion; empty leaves it out."""
+    gpu: GpuWatch = field(default_factory=GpuWatch.of_this_process)
     failure: str | None = None
     """Why the server cannot work, once that is known."""
 

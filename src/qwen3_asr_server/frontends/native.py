@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwen3_asr_server import __version__
 from qwen3_asr_server.frontends._answer import Answer, Exchange
+from qwen3_asr_server.frontends._documents import texts
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.frontends._form import Fields, Form, audio_in, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, SCHEMAS, context_of
@@ -28,7 +29,7 @@ from qwen3_asr_server.frontends._recordings import (
     transcribed,
 )
 from qwen3_asr_server.frontends._state import AppState, app_state
-from qwen3_asr_server.frontends.ops import engine_as_json, reason_of, status_of
+from qwen3_asr_server.frontends.ops import engine_as_json, gpus_of, queue_of, reason_of, status_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.languages import DIALECTS, find
 from qwen3_asr_server.text.subtitles import as_srt, as_text, as_verbose_json, as_vtt, seconds_of
@@ -72,7 +73,11 @@ _REQUEST: Final[dict[str, Any]] = {
 }
 
 
-@router.post("/api/transcribe", openapi_extra={"requestBody": _REQUEST})
+@router.post(
+    "/api/transcribe",
+    openapi_extra={"requestBody": _REQUEST},
+    responses={200: {"content": texts(*(media_type for _, media_type in _TEXTS.values()), "text/event-stream")}},
+)
 async def transcribe(state: State) -> Response:
     """Transcribe a recording of any length in any usual audio or video format."""
     return Answer(
@@ -105,6 +110,8 @@ async def status(state: State) -> dict[str, Any]:
         "dialects": known["dialects"],
         "recordings": {"open": len(services.recordings), "max": state.limits["max_recordings"]},
         "sessions": {"open": services.admission.in_use, "max": state.limits["max_sessions"]},
+        "queue": queue_of(state),
+        "gpu": await gpus_of(state),
     }
 
 
@@ -168,7 +175,7 @@ def _response(result: Result, wish: Wish, kind: str, total_s: float) -> Response
 def _json(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
     transcript = result.transcript
     if kind == "verbose_json":
-        return as_verbose_json(transcript, words=wish.options.words)
+        return as_verbose_json(transcript, words=wish.options.words, channels=wish.split_channels)
     duration_s = seconds_of(transcript.duration)
     body: dict[str, Any] = {
         "text": transcript.text,

@@ -5,13 +5,15 @@ for a quick look, `POST /api/gpu-offload` to give the model's memory back. `/` a
 others need a key where keys are set (`_auth`).
 """
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from qwen3_asr_server import __version__
 from qwen3_asr_server.domain import EngineInfo
+from qwen3_asr_server.frontends._documents import texts
 from qwen3_asr_server.frontends._state import AppState, app_state
 from qwen3_asr_server.metrics import CONTENT_TYPE
 
@@ -19,9 +21,14 @@ router = APIRouter(tags=["operations"])
 
 State = Annotated[AppState, Depends(app_state)]
 
+_NOT_WELL: Final[dict[str, Any]] = {
+    "description": "No; the reason is in it.",
+    "content": {"application/json": {"schema": {"type": "object", "required": ["status", "reason"]}}},
+}
+
 
 @router.head("/", include_in_schema=False)
-@router.get("/")
+@router.get("/", responses={307: {"description": "A browser is sent to the demo page."}})
 async def service_info(request: Request, state: State) -> Response:
     """Say what runs here and where its doors are. A browser is sent to the demo page."""
     if "text/html" in request.headers.get("accept", ""):
@@ -64,6 +71,8 @@ async def health(state: State) -> dict[str, Any]:
         "vad": services.vad_name,
         "sessions": {"open": services.admission.in_use, "max": state.limits["max_sessions"]},
         "jobs": {"waiting": state.jobs.waiting, "running": state.jobs.running, "problem": state.jobs.problem},
+        "queue": queue_of(state),
+        "gpu": await gpus_of(state),
         "auth_required": state.auth_required,
         "limits": dict(state.limits),
         "warnings": list(state.warnings),
@@ -71,7 +80,7 @@ async def health(state: State) -> dict[str, Any]:
 
 
 @router.head("/health/live", include_in_schema=False)
-@router.get("/health/live")
+@router.get("/health/live", responses={503: _NOT_WELL})
 async def live(state: State) -> JSONResponse:
     """Answer 200 as long as the event loop runs, and 503 when only a new process can recognise anything."""
     if state.services.state == "failed":
@@ -80,7 +89,7 @@ async def live(state: State) -> JSONResponse:
 
 
 @router.head("/health/ready", include_in_schema=False)
-@router.get("/health/ready")
+@router.get("/health/ready", responses={503: _NOT_WELL})
 async def ready(state: State) -> JSONResponse:
     """Answer 200 when a new session would be served, else 503 with the reason: also while the server is full.
 
@@ -103,7 +112,7 @@ async def offload(state: State) -> dict[str, Any]:
     return {"released": released, "model": state.services.model_status()}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": texts("text/plain")}})
 async def metrics(state: State) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     return Response(state.services.metrics.render(), media_type=CONTENT_TYPE)
@@ -127,6 +136,19 @@ def engine_as_json(info: EngineInfo) -> dict[str, Any]:
         "word_times": info.word_times,
         "context": info.context,
     }
+
+
+def queue_of(state: AppState) -> dict[str, int]:
+    """Return how many pieces of speech wait for their turn at the engine."""
+    found = state.services.stats()["scheduler"]
+    assert isinstance(found, dict)
+    live = found.get("partials_waiting", 0) + found.get("finals_waiting", 0)
+    return {"live": live, "recorded": found.get("recorded_waiting", 0)}
+
+
+async def gpus_of(state: AppState) -> list[dict[str, Any]] | None:
+    """Return each GPU with its memory in MiB; None where there is none, or nobody can tell."""
+    return [asdict(gpu) for gpu in await state.gpu.gpus()] or None
 
 
 def status_of(state: AppState) -> str:
