@@ -8,7 +8,7 @@ SYNC := $(UV) sync --inexact --locked
 .DEFAULT_GOAL := help
 .PHONY: help prod-setup dev-setup sync sync-demo sync-all lock start \
 	test test-basic test-sdk test-vad test-system test-long test-vllm check fmt lint types generate \
-	bench bench-steps bench-stream bench-report clean clean-all
+	bench bench-steps bench-stream bench-offline bench-report clean clean-all
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,10 +97,15 @@ bench-steps: ## What a step costs as speech goes on, beside re-encoding (environ
 bench-stream: ## Latency of partials and finals, beside other designs (environment of test-vllm)
 	"$$(scripts/vllm_env.sh)" bench/streaming.py
 
+bench-offline: ## RTF, WER and CER of recordings, by the embedded engine
+	$(RUN) python bench/offline.py --engine pocketsphinx
+	$(RUN) python bench/offline.py --engine pocketsphinx --at-once 4
+
 bench-report: ## Tables and plots of docs/benchmarks.md from the newest results
 	$(RUN) python bench/frontend.py --report
 	$(RUN) python bench/step_cost.py --report
 	$(RUN) python bench/streaming.py --report
+	$(RUN) python bench/offline.py --report
 
 clean: ## Remove caches and build results
 	rm -rf build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
