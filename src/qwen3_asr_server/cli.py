@@ -8,19 +8,18 @@ import argparse
 import asyncio
 import logging
 import platform
-import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import ValidationError
 
 from qwen3_asr_server import __version__, logs
+from qwen3_asr_server.commands import _inspection as inspection
 from qwen3_asr_server.commands._jobs import Wishes
 from qwen3_asr_server.commands.transcribe import add_arguments, transcribe_files
-from qwen3_asr_server.config import Settings, explain
+from qwen3_asr_server.config import READERS, Settings, explain
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DISTRIBUTION: Final = "qwen3-asr-realtime-server"
-_RUNTIME_EXTRAS: Final = frozenset(
-    {"demo", "audio", "vllm", "vllm-http", "transformers", "qwen-asr", "words-ja", "words-ko"}
-)
 _DOCTOR_DEADLINE_S: Final = 600
 
 
@@ -77,27 +73,34 @@ def serve(settings: Settings) -> int:
     return _fail(server.state.failure) if server.state.failure else 0
 
 
-def transcribe(settings: Settings, **wishes: Any) -> int:
+def transcribe(settings: Settings, **given: Any) -> int:
     """Write the transcripts of recordings; return the exit status.
 
     Args:
-        settings: how the engine runs.
-        wishes: see `commands._jobs.Wishes`.
+        settings: how the engine runs, or the key of the server that is to do it.
+        given: see `commands._jobs.Wishes`.
     """
-    from qwen3_asr_server.runtime.services import Services, media_limits
-
     if settings.log_level != "debug":  # what goes wrong is told in one sentence; the log would tell it again
         logging.getLogger().setLevel(logging.ERROR)
+    wishes = Wishes(**given)
+    if wishes.url is not None:
+        from qwen3_asr_server.commands._there import There
+
+        return transcribe_files(There(wishes.url, settings.dashscope_api_key.get_secret_value()), wishes)
+    from qwen3_asr_server.commands._here import Here
+    from qwen3_asr_server.runtime.services import Services, media_limits
+
     # These weights and no others, loaded before the first file.
-    settings = settings.model_copy(update={"model_loading": "eager", "qwen3_asr_other_models": []})
+    changes = {"model_loading": "eager", "qwen3_asr_other_models": []}
+    settings = settings.model_copy(update=changes | ({"qwen3_asr_model_path": wishes.model} if wishes.model else {}))
     services = Services(settings)
     info = services.engine_info
     warnings = list(settings.engine_warnings(info.name)) + ([] if info.production else [info.description])
-    return transcribe_files(services, media_limits(settings), Wishes(**wishes), warnings)
+    return transcribe_files(Here(services, media_limits(settings)), wishes, warnings)
 
 
 def doctor(settings: Settings) -> int:
-    """Say what is installed and whether `serve` would work; return 0 if it would, else 1."""
+    """Say what is installed, which engine would run and why, and what is missing; return 0 if `serve` would work."""
     from qwen3_asr_server.engines import choose_engine
     from qwen3_asr_server.engines._base import EngineOptions
     from qwen3_asr_server.frontends._app import all_warnings
@@ -105,21 +108,24 @@ def doctor(settings: Settings) -> int:
 
     logging.getLogger().setLevel(logging.WARNING)
     print(f"qwen3-asr-realtime-server {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    complete = _report_packages()
+    complete = _report(
+        *inspection.packages(_DISTRIBUTION),
+        *inspection.codecs(),
+        *inspection.disks(settings.max_upload_bytes, settings.recording_folders),
+    )
     try:
         choice = choose_engine(settings.engine, EngineOptions(model_path=settings.qwen3_asr_model_path))
-        _report("engine", f"{choice.name}: {choice.reason}")
+        _report(("engine", f"{choice.name}: {choice.reason}"))
         services = Services(settings)
-        _report("", services.engine_info.description)
-        _report("", _abilities(services.engine_info))
+        _report(("", services.engine_info.description), ("", _abilities(services.engine_info)))
+        _report(*_weights(settings, choice.name), *_gpus())
         asyncio.run(_start_and_stop(services))
     except AsrServerError as error:
-        _report("FAILED", error.message)
+        _report((inspection.FAILED, error.message))
         return 1
-    _report("model", f"{services.engine_info.model} loads and answers")
-    _report("vad", f"{services.vad_name} loads and answers")
-    for warning in [*all_warnings(settings, services), *_port_warning(settings)]:
-        _report("warning", warning)
+    _report(("model", f"{services.engine_info.model} loads and answers"))
+    _report(("vad", f"{services.vad_name} loads and answers"))
+    _report(*(("warning", text) for text in [*all_warnings(settings, services), *_port_warning(settings)]))
     return 0 if complete else 1
 
 
@@ -148,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     subs = {}
     for command, text in (
         (serve, "serve until stopped; what happens without a command"),
-        (transcribe, "write the transcripts of recordings, without a server"),
+        (transcribe, "write the transcripts of recordings, by an engine here or by a server"),
         (doctor, "say what is installed and whether it would work; exit status 1 if not"),
         (download, "fetch weights from a hub (MODEL_HUB), with progress"),
     ):
@@ -199,25 +205,35 @@ def _port_warning(settings: Settings) -> Iterator[str]:
         yield f"{settings.server_host}:{settings.server_port} cannot be listened on now: {_reason(error)}."
 
 
-def _report_packages() -> bool:
-    """Print the versions of what this package needs, and of the extras that are there; say if all needed ones are."""
-    complete = True
-    for requirement in metadata.requires(_DISTRIBUTION) or ():
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        extra = re.search(r"extra == ['\"]([\w-]+)", requirement)
-        if name == _DISTRIBUTION or (extra and extra[1] not in _RUNTIME_EXTRAS):
-            continue
-        try:
-            _report(f"({extra[1]})" if extra else "package", f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            if not extra and "sys_platform" not in requirement:
-                _report("FAILED", f"{name} is not installed")
-                complete = False
-    return complete
+def _weights(settings: Settings, engine: str) -> Iterator[tuple[str, str]]:
+    """Yield which weights are wanted, and whether they have to be fetched first."""
+    from qwen3_asr_server.engines._hub import weights_on_disk
+    from qwen3_asr_server.runtime.models import named_paths
+
+    if engine in READERS["qwen3_asr_model_path"]:
+        for model in named_paths(settings.qwen3_asr_model_path, settings.qwen3_asr_other_models).values():
+            yield inspection.weights("weights", model, weights_on_disk(model))
+    if settings.word_times:
+        yield inspection.weights("aligner", settings.aligner_model_path, weights_on_disk(settings.aligner_model_path))
+    else:
+        yield "aligner", "off (WORD_TIMES)"
 
 
-def _report(topic: str, text: str) -> None:
-    print(f"{topic:<14} {text}")
+def _gpus() -> Iterator[tuple[str, str]]:
+    """Yield the GPUs that an engine could use."""
+    from qwen3_asr_server.runtime.gpu import GpuWatch
+
+    found = asyncio.run(GpuWatch.of_this_process().gpus())
+    yield from (("gpu", f"{gpu.name}, {gpu.free_mib} of {gpu.total_mib} MiB free") for gpu in found)
+    if not found:
+        yield "gpu", "none that nvidia-smi knows"
+
+
+def _report(*rows: tuple[str, str]) -> bool:
+    """Print rows; say whether none of them is a failure."""
+    for topic, text in rows:
+        print(f"{topic:<14} {text}")
+    return all(topic != inspection.FAILED for topic, _ in rows)
 
 
 async def _start_and_stop(services: "Services") -> None:

@@ -188,6 +188,10 @@ class Settings(BaseSettings):
     max_stored_bytes: int = Field(20 * 1024**3, ge=1024)
     """Most that uploaded files in DATA_DIR may take together, in bytes; more are refused until some are removed."""
 
+    dashscope_api_key: SecretStr = SecretStr("")
+    """Key that `qwen3-asr-server transcribe --url` sends; the vendor's SDK reads the same variable. The server itself
+    does not use it."""
+
     # Wire
     emotion: str = "neutral"
     """What to answer where the protocol wants an emotion; the open weights give none. Empty leaves it out."""

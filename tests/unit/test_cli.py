@@ -1,6 +1,7 @@
 """The command line: what it understands, and that a failure at start is one sentence and status 1."""
 
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from qwen3_asr_server import __version__, cli
+from qwen3_asr_server.commands import _inspection
+from qwen3_asr_server.commands._address import Address
 from qwen3_asr_server.commands.transcribe import EXIT_CODES
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.engines import load_engine
@@ -83,7 +86,10 @@ def test_help_of_transcribe_names_its_flags_and_exit_codes(capsys: pytest.Captur
     assert run("transcribe", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     flags = ("--language", "--words", "--context", "--format", "--output-dir", "--stdout", "--channels", "--model")
-    assert all(word in text for word in (*flags, "--force", "--quiet", "--engine", "--log-level", EXIT_CODES))
+    assert all(
+        word in text
+        for word in (*flags, "--url", "--api-key", "--force", "--quiet", "--engine", "--log-level", EXIT_CODES)
+    )
     assert "--port" not in text
 
 
@@ -99,8 +105,29 @@ def test_transcribe_is_given_its_flags_and_settings(monkeypatch: pytest.MonkeyPa
     flags = ["--engine", "x", "a.wav", "b.mp4", "--model", "folder", "--language", "en", "--words", "--format", "srt"]
     assert run("transcribe", *flags) == 0
     settings, wishes = seen[0]
-    assert (settings.engine, settings.qwen3_asr_model_path) == ("x", "folder")
-    assert wishes == {"files": [Path("a.wav"), Path("b.mp4")], "language": "en", "words": True, "form": "srt"}
+    assert settings.engine == "x"
+    assert wishes == {
+        "files": [Path("a.wav"), Path("b.mp4")],
+        "language": "en",
+        "words": True,
+        "form": "srt",
+        "model": "folder",
+    }
+
+
+def test_the_key_of_another_server_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def transcribe(settings: Settings, *, url: Any, **wishes: Any) -> int:
+        """Record."""
+        seen.append((settings.dashscope_api_key.get_secret_value(), url))
+        return 0
+
+    monkeypatch.setattr(cli, "transcribe", transcribe)
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "from the environment")
+    for flags in ([], ["--api-key", "from the flag"]):
+        assert run("transcribe", "a.wav", "--url", "ws://host:1/api-ws/v1/realtime", *flags) == 0
+    assert seen == [(key, Address("http://host:1")) for key in ("from the environment", "from the flag")]
 
 
 @pytest.mark.parametrize("place", ["none", "before", "after"])
@@ -225,8 +252,51 @@ def test_doctor_says_what_would_fail(
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_doctor_says_what_there_is_beside_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--port", "0", "--engine", "pocketsphinx") == 0
+    text = capsys.readouterr().out
+    for expected in (
+        r"extra +demo: dashscope \d",
+        r"extra +vllm: (not installed; for Qwen3-ASR on a GPU, and word times|vllm \d)",
+        r"media +FFmpeg of PyAV \d[\d.]+ decodes PCM, MP3, AAC, ",
+        r"disk +\d+ GB free in /",
+        r"aligner +off \(WORD_TIMES\)",
+        r"gpu +\w",
+    ):
+        assert re.search(f"^{expected}", text, re.MULTILINE), expected
+
+
+def test_doctor_says_which_weights_are_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The engine itself fails at once here, for want of vLLM or of weights: the report has said why by then."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setenv("QWEN3_ASR_MODEL_PATH", str(folder))
+    monkeypatch.setenv("RECORDING_FOLDERS", str(tmp_path / "gone"))
+    assert run("doctor", "--port", "0", "--engine", "vllm_http") == 1
+    text = capsys.readouterr().out
+    assert re.search(rf"^missing +{folder} is not on disk", text, re.MULTILINE)
+    assert f"{tmp_path}/gone of RECORDING_FOLDERS is no folder that can be read." in text
+
+
+@pytest.mark.parametrize(("on_disk", "topic"), [(True, "weights"), (False, "missing"), (None, "weights")])
+def test_doctor_on_weights(on_disk: bool | None, topic: str) -> None:
+    row = _inspection.weights("weights", "Qwen/Qwen3-ASR-0.6B", on_disk)
+    assert (row.topic, "download" in row.text) == (topic, on_disk is False)
+
+
+def test_doctor_warns_of_a_full_disk() -> None:
+    found = list(_inspection.disks(2**62, []))
+    assert [row.topic for row in found] == ["disk", "warning"]
+    assert "MAX_UPLOAD_BYTES" in found[1].text
+
+
 def test_doctor_misses_a_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.metadata, "requires", lambda name: ["no-such-package>=1", 'uvloop>=1; sys_platform == "x"'])
+    monkeypatch.setattr(
+        _inspection.metadata, "requires", lambda name: ["no-such-package>=1", 'uvloop>=1; sys_platform == "x"']
+    )
     assert run("doctor", "--port", "0") == 1
     assert "no-such-package is not installed" in capsys.readouterr().out
 

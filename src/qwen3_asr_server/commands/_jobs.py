@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from qwen3_asr_server.commands._address import Address
+
 Format = Literal["text", "json", "srt", "vtt", "verbose_json"]
 
 _STANDARD_OUTPUT: Final = Path("-")
@@ -30,6 +32,10 @@ class Wishes:
     stdout: bool = False
     channels: bool = False
     """Keep the channels apart."""
+    model: str = ""
+    """Weights here, or a server's name of a model; empty means the default."""
+    url: Address | None = None
+    """The server that is to transcribe; None starts an engine here."""
     force: bool = False
     quiet: bool = False
 

@@ -62,6 +62,29 @@ def fetch(model: str, hub: Hub) -> Path:
         raise EngineNotReady(f"{model} could not be fetched: {_reason(problem, library.title)}.") from problem
 
 
+def weights_on_disk(model: str) -> bool | None:
+    """Return whether weights can be loaded without a network: from a folder, or from Hugging Face's cache.
+
+    Args:
+        model: hub name or folder.
+
+    Returns:
+        None where nobody can tell, as the hub's library is not installed.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        try:
+            cached = import_module("huggingface_hub").try_to_load_from_cache(model, "config.json")
+        except ImportError:
+            return None
+        except ValueError:  # no name that the hub could have
+            return False
+        if not isinstance(cached, str):
+            return False
+        folder = Path(cached).parent
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
 def _reason(problem: Exception, title: str) -> str:
     names = {kind.__name__ for kind in type(problem).__mro__}
     if names & _NOT_ALLOWED:

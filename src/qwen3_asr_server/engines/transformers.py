@@ -7,10 +7,10 @@ both. Says how the model is loaded, and when `ENGINE=auto` should take it. Made 
 import importlib.util
 import logging
 from importlib import metadata
-from pathlib import Path
 from typing import Final
 
 from qwen3_asr_server.engines._base import EngineOptions
+from qwen3_asr_server.engines._hub import weights_on_disk
 from qwen3_asr_server.engines._qwen3_checkpoint import describe
 from qwen3_asr_server.engines._qwen3_engine import Model, WholeEngine, require_packages
 from qwen3_asr_server.errors import EngineNotReady
@@ -42,23 +42,6 @@ def auto_reason(options: EngineOptions) -> str | None:
     if _version() < _OLDEST or not weights_on_disk(options.model_path):
         return None
     return "transformers is installed and the weights are on disk"
-
-
-def weights_on_disk(model_path: str) -> bool:
-    """Return whether weights can be loaded without a network: from a folder, or from the hub's cache."""
-    folder = Path(model_path)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            cached = try_to_load_from_cache(model_path, "config.json")
-        except HFValidationError:
-            return False
-        if not isinstance(cached, str):
-            return False
-        folder = Path(cached).parent
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def _load(options: EngineOptions) -> Model:

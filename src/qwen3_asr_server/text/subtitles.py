@@ -44,7 +44,12 @@ class Cue:
 
 
 def as_text(transcript: Transcript) -> str:
-    """Return all that was said, and a line break."""
+    """Return all that was said, and a line break.
+
+    Where several channels speak, each segment is a line that begins with its channel's number in brackets.
+    """
+    if len(transcript.channels) > 1:
+        return "".join(f"[{segment.channel}] {segment.text}\n" for segment in transcript.segments)
     return transcript.text + "\n"
 
 
@@ -70,18 +75,21 @@ def as_vtt(transcript: Transcript) -> str:
     return "\n".join(blocks)
 
 
-def as_json(transcript: Transcript) -> dict[str, Any]:
-    """Return the text alone, as OpenAI's `json`."""
-    return {"text": transcript.text}
+def as_json(transcript: Transcript, *, channels: bool = False) -> dict[str, Any]:
+    """Return the text alone, as OpenAI's `json`; with the text of each channel too, if asked."""
+    return {"text": transcript.text} | (_by_channel(transcript) if channels else {})
 
 
-def as_verbose_json(transcript: Transcript, *, words: bool = False, segments: bool = True) -> dict[str, Any]:
+def as_verbose_json(
+    transcript: Transcript, *, words: bool = False, segments: bool = True, channels: bool = False
+) -> dict[str, Any]:
     """Return OpenAI's `verbose_json`, times in seconds.
 
     Args:
         transcript: what to write.
         words: with the words, where their times are known.
         segments: with the segments.
+        channels: with the channel of each segment and the text of each channel, which OpenAI does not have.
     """
     language = find(transcript.language or "")
     answer: dict[str, Any] = {
@@ -96,8 +104,11 @@ def as_verbose_json(transcript: Transcript, *, words: bool = False, segments: bo
             for word in transcript.words
         ]
     if segments:
-        answer["segments"] = [_verbose(number, segment) for number, segment in enumerate(transcript.segments)]
-    return answer
+        answer["segments"] = [
+            _verbose(number, segment) | ({"channel": segment.channel} if channels else {})
+            for number, segment in enumerate(transcript.segments)
+        ]
+    return answer | (_by_channel(transcript) if channels else {})
 
 
 def seconds_of(samples: int) -> float:
@@ -248,6 +259,11 @@ def _without_overlap(cues: Sequence[Cue]) -> Iterator[Cue]:
 def _clock(samples: int, point: str) -> str:
     seconds, milliseconds = divmod(ms_of_samples(samples), 1000)
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{milliseconds:03}"
+
+
+def _by_channel(transcript: Transcript) -> dict[str, Any]:
+    texts = {channel: transcript.of_channel(channel).text for channel in transcript.channels}
+    return {"channels": [{"channel": channel, "text": text} for channel, text in texts.items()]}
 
 
 def _verbose(number: int, segment: Segment) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command `transcribe` with an engine that answers at once: what it writes, refuses, tells and returns."""
 
 import argparse
+import asyncio
 import io
 import json
 import os
@@ -12,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_asr_server.commands import _screen
 from qwen3_asr_server.commands import transcribe as command
+from qwen3_asr_server.commands._here import Here, rendered
 from qwen3_asr_server.commands._jobs import Misused, Wishes, jobs_of
-from qwen3_asr_server.commands.transcribe import rendered
 from qwen3_asr_server.config import Settings
-from qwen3_asr_server.domain import Word
+from qwen3_asr_server.domain import Hypothesis, Samples, StepKind, StreamOptions, Word
 from qwen3_asr_server.engines._base import EngineOptions
 from qwen3_asr_server.errors import EngineNotReady
 from qwen3_asr_server.runtime.media import MediaLimits
@@ -25,13 +25,39 @@ from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.text import subtitles
 from qwen3_asr_server.text.transcript import Segment, Transcript
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, FakeStream
 from support.media_files import KINDS, write_media
 from support.recorded import tones
 
 WAV = next(kind for kind in KINDS if kind.name == "wav")
 SPEECH = tones((0.5, 0.0), (0.96, 0.3), (1.5, 0.0))
 TEXT = "vivi vivi vivi\n"
+
+
+class OneAtLast(FakeEngine):
+    """Answers what is loudest only when all else was answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+        self.quiet = asyncio.Event()
+
+    def open_stream(self, options: StreamOptions) -> FakeStream:
+        stream = super().open_stream(options)
+        step = stream.step
+
+        async def ordered(audio: Samples, kind: StepKind) -> Hypothesis | None:
+            heard = await step(audio, kind)
+            if np.abs(audio).max() > 0.35:
+                await self.quiet.wait()
+            assert heard is not None
+            self.order.append(heard.text.split()[0])
+            if len(self.order) == 2:
+                self.quiet.set()
+            return heard
+
+        stream.step = ordered  # type: ignore[method-assign]
+        return stream
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +76,7 @@ def run(*files: str | Path, engine: FakeEngine | None = None, limits: MediaLimit
     services = Services(Settings(_env_file=None), engine=engine, vad=EnergyVad())
     asked = Wishes([Path(file) for file in files], **wishes)
     try:
-        return command.transcribe_files(services, limits or MediaLimits(), asked)
+        return command.transcribe_files(Here(services, limits or MediaLimits()), asked)
     finally:
         assert not engine.running
         assert engine.open_streams == 0
@@ -96,6 +122,17 @@ def test_standard_output_has_a_line_a_file(talk: Path, capsys: Any, wishes: dict
     assert run(talk, talk, **wishes) == 0
     assert capsys.readouterr().out == TEXT * 2
     assert names() == {"talk.wav"}
+
+
+def test_files_go_side_by_side_and_come_out_in_their_order(talk: Path, capsys: Any) -> None:
+    """The first waits for what only the second can give: its turn at the engine."""
+    slow = write_media(Path("slow.wav"), WAV, tones((0.96, 0.4))[:, None])
+    engine = OneAtLast()
+    assert run(slow, talk, talk, engine=engine, stdout=True) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert others == [TEXT.strip()] * 2
+    assert first != TEXT.strip()
+    assert engine.order[-1] == first.split()[0]
 
 
 def test_the_engine_is_started_once_and_told_what_was_asked(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,12 +203,15 @@ def test_what_fails_keeps_nobody_from_their_turn(talk: Path, capsys: Any) -> Non
     assert run("missing.wav", "notes.wav", "empty.wav", "folder", "odd\x1bname.wav", talk) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.splitlines() == [
+    at_once, later = told.err.splitlines()[:3], told.err.splitlines()[3:]
+    assert at_once == [
         "qwen3-asr-server: missing.wav: No such file or directory.",
         "qwen3-asr-server: folder: Is a folder; name the files in it.",
         "qwen3-asr-server: odd?name.wav: No such file or directory.",
-        "qwen3-asr-server: notes.wav: The file is of an unknown format, or its beginning or end is missing.",
+    ]
+    assert sorted(later) == [
         "qwen3-asr-server: empty.wav: The file is empty.",
+        "qwen3-asr-server: notes.wav: The file is of an unknown format, or its beginning or end is missing.",
     ]
     assert Path("talk.txt").read_text() == TEXT
 
@@ -308,21 +348,27 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_one_line_for_people_only(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_screen, "_SHOWN_EVERY_S", 0)
-    monkeypatch.setenv("COLUMNS", "16")
-    told: dict[bool, str] = {}
-    for quiet in (False, True):
-        monkeypatch.setattr(sys, "stderr", _Terminal())
-        assert run("talk.wav", quiet=quiet, force=True) == 0
-        told[quiet] = sys.stderr.getvalue()
-    shown = told[False].split("\r\x1b[K")
-    assert shown[1] == "Starting the en"
-    assert "3/3 s  talk.wav" in shown
-    assert (shown[0], shown[-1]) == ("", "")
-    assert "\n" not in told[False]
-    assert max(map(len, shown)) <= 15
-    assert told[True] == ""
+@pytest.mark.parametrize("files", [1, 2])
+def test_bars_are_for_people_and_go_away(talk: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, files: int) -> None:
+    for name, value in {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    named = [write_media(Path(f"[b]{number}.wav"), WAV, SPEECH[:, None]) for number in range(files)]
+    assert run(*named, "gone.wav", stdout=True) == 1
+    told = terminal.getvalue()
+    assert "[b]0.wav" in told
+    assert "3/3 s" in told
+    assert ("all files" in told) == (files > 1)
+    assert "qwen3-asr-server: gone.wav: No such file or directory." in told
+    assert told.rpartition("\x1b[2K")[2] == "\x1b[?25h\r"  # erased, and the cursor is back
+    assert capfd.readouterr().out == TEXT * files
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nobody_is_shown_bars_who_does_not_look(talk: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr(sys, "stderr", told := _Terminal() if terminal else io.StringIO())
+    assert run("talk.wav", quiet=terminal) == 0
+    assert told.getvalue() == ""
 
 
 @pytest.mark.parametrize(
