@@ -1,6 +1,9 @@
 """One clip through every door, Silero and the embedded engine: the same text."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +11,7 @@ import httpx
 import pytest
 
 from support import speech
-from support.process import ServerProcess, running_server
+from support.process import SOURCE, ServerProcess, running_server
 from support.sdk_client import TEXT_ONLY, conversation, send
 from support.server import wait_until
 
@@ -23,7 +26,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def spoken(server: ServerProcess) -> str:
-    """Return what the realtime door makes of the clip."""
+    """Return what the realtime door makes of the clip in VAD mode."""
     with conversation(server.url) as (client, recorder):
         client.update_session(TEXT_ONLY, enable_turn_detection=True)
         send(client, CLIP.pcm16, 3200)
@@ -71,6 +74,15 @@ def by_job(server: ServerProcess) -> str:
     return str(transcript["text"])
 
 
+def by_command(*flags: str) -> str:
+    """Return what the command `transcribe` prints."""
+    command = [sys.executable, "-m", "qwen3_asr_server", "transcribe", str(CLIP.path), "--stdout", "--quiet", *flags]
+    environment = {**os.environ, "ENGINE": "pocketsphinx", "POCKETSPHINX_DECODERS": "2", "DECODE_TIMEOUT_S": "30"}
+    environment |= {"PYTHONPATH": str(SOURCE), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.removesuffix("\n")
+
+
 DOORS: dict[str, Callable[[ServerProcess], str]] = {
     "dashscope": dashscope,
     "dashscope as it comes": lambda server: dashscope(server, Accept="text/event-stream"),
@@ -83,7 +95,11 @@ DOORS: dict[str, Callable[[ServerProcess], str]] = {
         server, "/v1/audio/transcriptions", response_format="text"
     ).text.removesuffix("\n"),
     "openai as it comes": lambda server: last_event(with_file(server, "/v1/audio/transcriptions", stream="true")),
+    "command": lambda _: by_command(),
+    "command by WebSocket's address": lambda server: by_command("--url", server.url),
+    "command by HTTP": lambda server: by_command("--url", f"http://127.0.0.1:{server.port}"),
 }
+"""Every other way to a transcript: a new door is a line."""
 
 
 @pytest.mark.parametrize("door", DOORS)
