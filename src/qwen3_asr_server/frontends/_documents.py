@@ -74,6 +74,23 @@ def texts(*media_types: str) -> dict[str, Any]:
     return {media_type: {"schema": {"type": "string"}} for media_type in media_types}
 
 
+def event_stream(*names: str) -> dict[str, Any]:
+    """Return the content of an answer that is told as server-sent events, each with JSON as its data.
+
+    Args:
+        names: the kinds of events, where they are named.
+    """
+    event: dict[str, Any] = {
+        "type": "object",
+        "required": ["data", *(["event"] if names else [])],
+        "properties": {
+            "data": {"type": "string", "contentMediaType": "application/json"},
+            **({"event": {"type": "string", "enum": list(names)}} if names else {}),
+        },
+    }
+    return {"text/event-stream": {"schema": event}}
+
+
 def _complete(operation: dict[str, Any], path: str, method: str) -> None:
     responses = operation["responses"]
     responses.pop("422", None)

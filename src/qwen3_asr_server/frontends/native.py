@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwen3_asr_server import __version__
 from qwen3_asr_server.frontends._answer import Answer, Exchange
-from qwen3_asr_server.frontends._documents import texts
+from qwen3_asr_server.frontends._documents import event_stream, texts
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.frontends._form import Fields, Form, audio_in, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, SCHEMAS, context_of
@@ -49,8 +49,14 @@ _TEXTS: Final[dict[str, tuple[Callable[[Transcript], str], str]]] = {
     "vtt": (as_vtt, "text/vtt"),
 }
 
+_TEXT_ANSWERS: Final = texts(*(media_type for _, media_type in _TEXTS.values()))
+
 _FIELDS: Final[dict[str, Any]] = {
-    "url": {"type": "string", "description": "Instead of a file: an http(s) URL, a data URL or a path on the server."},
+    "url": {
+        "type": "string",
+        "minLength": 1,
+        "description": "Instead of a file: an http(s) URL, a data URL or a path on the server.",
+    },
     "language": {"type": "string", "default": "auto", "description": "A code or an English name."},
     "model": {"type": "string", "description": "One of the models that /api/status lists; else the default."},
     "return_timestamps": {"type": "boolean", "default": False, "description": "With the times of words."},
@@ -67,7 +73,13 @@ _FILE: Final[dict[str, Any]] = {"file": {"type": "string", "contentMediaType": "
 _REQUEST: Final[dict[str, Any]] = {
     "required": True,
     "content": {
-        "multipart/form-data": {"schema": {"type": "object", "properties": _FILE | _FIELDS}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": _FILE | _FIELDS,
+                "oneOf": [{"required": ["file"]}, {"required": ["url"]}],
+            }
+        },
         "application/json": {"schema": {"type": "object", "properties": _FIELDS, "required": ["url"]}},
     },
 }
@@ -76,7 +88,7 @@ _REQUEST: Final[dict[str, Any]] = {
 @router.post(
     "/api/transcribe",
     openapi_extra={"requestBody": _REQUEST},
-    responses={200: {"content": texts(*(media_type for _, media_type in _TEXTS.values()), "text/event-stream")}},
+    responses={200: {"content": _TEXT_ANSWERS | event_stream("progress", "segment", "result", "error")}},
 )
 async def transcribe(state: State) -> Response:
     """Transcribe a recording of any length in any usual audio or video format."""

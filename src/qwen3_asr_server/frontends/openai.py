@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import Answer, Exchange
-from qwen3_asr_server.frontends._documents import texts
+from qwen3_asr_server.frontends._documents import event_stream, texts
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import Fields, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, MAX_HOTWORDS, SCHEMAS, context_of, hotwords_of
@@ -82,7 +82,7 @@ _REQUEST: Final[dict[str, Any]] = {
 @router.post(
     "/v1/audio/transcriptions",
     openapi_extra={"requestBody": _REQUEST},
-    responses={200: {"content": texts("text/plain", "text/event-stream")}},
+    responses={200: {"content": texts("text/plain") | event_stream()}},
 )
 async def transcriptions(state: State) -> Response:
     """Transcribe a recording of any length in any usual audio or video format."""
