@@ -4,22 +4,26 @@ Figures are printed. One run of the services serves all tests, as one server wou
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, SessionConfig, TurnDetection
 from qwen3_asr_server.engines import load_engine
 from qwen3_asr_server.engines._base import EngineOptions
-from qwen3_asr_server.engines.pocketsphinx import PocketSphinxEngine
 from qwen3_asr_server.messages import AppendAudio, Commit, Event, Final, Finish, UtteranceFailed
+from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.join import join_texts
 from support import speech
+from support.children import descendants
+from support.media_files import KINDS, write_media
 from support.recorded import MemoryMedia
 
 Record = Callable[[str, object], None]
@@ -27,6 +31,11 @@ CLIPS = {name: speech.long_clip(name) for name in ("paragraph_35s", "paragraph_7
 CLIPS["conversation"] = speech.conversation()
 LONG_S = 600
 MOST_MEMORY_MB = 400
+MOST_DECODERS = 2
+LIVE_SESSIONS = 2
+LATEST_FINAL_MS = 5000
+"""Generous, as other work may share the machine; a session that waited for the recording would wait for minutes."""
+FLAC = next(kind for kind in KINDS if kind.name == "ogg-flac")
 
 
 @pytest.fixture
@@ -91,44 +100,46 @@ async def test_both_doors_give_the_same_text(
     )
 
 
-async def test_ten_minutes_beside_a_live_session(services: Services, record_property: Record) -> None:
-    engine = services._engines["CMU Sphinx en-us"]
-    assert isinstance(engine, PocketSphinxEngine)
+async def test_ten_minutes_beside_live_sessions(services: Services, tmp_path: Path, record_property: Record) -> None:
     clip, spoken = CLIPS["paragraph_75s"], CLIPS["conversation"]
-    alone = text_of(await live(services, spoken.samples))
-    idle_mb, peak_mb, decoders = memory_mb(engine), 0.0, 0
+    times = round(LONG_S / clip.seconds)
+    path = write_media(tmp_path / "long.ogg", FLAC, np.tile(clip.samples, times)[:, None])
+    # As many as later, so that their decoders run already and are not counted as the recording's.
+    alone, *others = await asyncio.gather(*(live(services, spoken.samples) for _ in range(LIVE_SESSIONS)))
+    idle_mb, peak_mb, decoders = memory_mb(), 0.0, 0
 
     def watch(done_s: float, total_s: float | None) -> None:
         nonlocal peak_mb, decoders
-        peak_mb = max(peak_mb, memory_mb(engine))
+        peak_mb = max(peak_mb, memory_mb())
         decoders = max(decoders, services.stats()["scheduler"]["recorded_running"])  # type: ignore[index]
 
-    media = MemoryMedia(clip.samples, times=round(LONG_S / clip.seconds))
     began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
+    async with open_media(path, MediaLimits()) as media, asyncio.TaskGroup() as group:
         recording = group.create_task(services.transcribe(media, TranscribeOptions(words=True), watch))
-        beside = text_of(await live(services, spoken.samples, paced=True))
+        beside = await asyncio.gather(*(live(services, spoken.samples, paced=True) for _ in range(LIVE_SESSIONS)))
         beside_done = recording.done()
     transcript = recording.result()
     wall_s = time.monotonic() - began
-    assert beside == alone != ""
-    assert not beside_done, "the recording was to be there for the whole session"
-    assert transcript.duration == len(clip.samples) * media.times
-    assert 1 <= decoders <= 2
+    assert {text_of(events) for events in [*others, *beside]} == {text_of(alone)} != {""}
+    assert not beside_done, "the recording was to be there for the whole sessions"
+    assert transcript.duration == len(clip.samples) * times
+    assert 1 <= decoders <= MOST_DECODERS
     assert peak_mb - idle_mb < MOST_MEMORY_MB
-    assert speech.wer(clip.text * media.times, transcript.text) < 0.5
+    assert speech.wer(clip.text * times, transcript.text) < 0.5
     latency = services.stats()["latency"]
     assert isinstance(latency, dict)
+    assert latency["final_ms_p95"] < LATEST_FINAL_MS
     record_property(
         "figure",
-        f"{LONG_S} s of recording in {wall_s:.0f} s with a live session beside: {peak_mb - idle_mb:.0f} MB above idle, "
-        f"{decoders} decoders; finals of the session after {latency['final_ms_p50']} ms (p50)",
+        f"{LONG_S} s of recording in {wall_s:.0f} s with {LIVE_SESSIONS} live sessions beside: "
+        f"{peak_mb - idle_mb:.0f} MB above idle, {decoders} decoders; finals of the sessions after "
+        f"{latency['final_ms_p50']} ms (p50), {latency['final_ms_p95']} ms (p95)",
     )
 
 
-def memory_mb(engine: PocketSphinxEngine) -> float:
-    """Return the memory of this process and of all decoders."""
-    return sum(_resident_mb(pid) for pid in ("self", *map(str, engine.decoder_pids)))
+def memory_mb() -> float:
+    """Return the memory of this process and of all its children: decoders of speech, and of files."""
+    return sum(_resident_mb(str(pid)) for pid in ("self", *descendants(os.getpid())))
 
 
 def _resident_mb(pid: str) -> float:
