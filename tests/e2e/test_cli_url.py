@@ -236,6 +236,8 @@ def stub(status: bytes, *answers: bytes) -> Iterator[str]:
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\noh!", "talk.wav: {base} answered 502."),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nevent", "talk.wav: The connection to {base} broke off."),
         (BUSY % (len(FULL), FULL), "talk.wav: The server is full."),
+        (ok(b"event: result\ndata: {\n\n"), "talk.wav: {base} answered what nobody can read."),
+        (ok(b"event: progress\ndata: {}\n\n"), "talk.wav: {base} answered what nobody can read."),
     ],
 )
 def test_servers_that_fail(monkeypatch: pytest.MonkeyPatch, capsys: Any, answer: bytes, told: str) -> None:
@@ -251,6 +253,15 @@ def test_servers_that_fail(monkeypatch: pytest.MonkeyPatch, capsys: Any, answer:
 def test_something_else_there(answer: bytes) -> None:
     with stub(answer) as base, pytest.raises(Unserved, match="is no such server: /api/status gave"):
         there(base, "talk.wav")
+
+
+def test_a_disk_that_fails(monkeypatch: pytest.MonkeyPatch, server: RunningServer, capsys: Any) -> None:
+    def read(file: object, size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(_there._Sent, "read", read)
+    assert there(server.ws_url, "talk.wav", quiet=True) == 1
+    assert capsys.readouterr().err == "qwen3-asr-server: talk.wav: The file cannot be read: Input/output error.\n"
 
 
 def test_a_full_server_is_asked_again() -> None:

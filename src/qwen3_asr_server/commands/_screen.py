@@ -95,11 +95,13 @@ def _bars() -> "Progress":
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    # Both stretch, so that a long name is cut short instead of the bar.
+    name = TextColumn("{task.description}", markup=False, table_column=Column(ratio=3, no_wrap=True))
+    bar = BarColumn(bar_width=None, table_column=Column(ratio=2))
     state = TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True))
     return Progress(
         name,
-        BarColumn(bar_width=None),
+        bar,
         state,
         TimeRemainingColumn(compact=True),
         console=Console(file=sys.stderr),

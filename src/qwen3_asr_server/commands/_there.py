@@ -180,6 +180,10 @@ def _told(base: str) -> Iterator[None]:
         raise Unserved(f"{base} has gone silent.") from None
     except (httpx.HTTPError, httpx.InvalidURL):
         raise Unserved(f"The connection to {base} broke off.") from None
+    except (ValueError, KeyError, TypeError):  # out of what it sent
+        raise Unserved(f"{base} answered what nobody can read.") from None
+    except OSError as problem:  # from the file: those of the connection are httpx's
+        raise MediaError(f"The file cannot be read: {problem.strerror}.") from None
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
