@@ -29,6 +29,8 @@ PATIENCE_S: Final = 600.0
 
 # A model may have to be loaded before the first event, and a server that is busy tells progress every second.
 _TIMEOUTS: Final = httpx.Timeout(60, connect=10, read=600)
+# A connection for each file: one that was kept may be closed by the server just as the next file goes out.
+_LIMITS: Final = httpx.Limits(max_keepalive_connections=0)
 
 
 class There:
@@ -53,7 +55,7 @@ class There:
         if not self._key.isascii() or not self._key.isprintable():
             raise Unserved("An API key has only letters, digits and signs of ASCII.")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = httpx.AsyncClient(base_url=self._base, headers=headers, timeout=_TIMEOUTS)
+        self._client = httpx.AsyncClient(base_url=self._base, headers=headers, timeout=_TIMEOUTS, limits=_LIMITS)
         with _told(self._base):
             answer = await self._client.get(STATUS, timeout=30)
         if answer.status_code == 401:
