@@ -88,7 +88,7 @@ def spoken(value: Any, name: str = "") -> Any:
 
 
 @SPOKEN.include(method="POST").parametrize()
-@settings(COMMON, max_examples=12)
+@settings(COMMON, max_examples=4)
 def test_the_document_is_true_of_what_can_be_heard(case: Any, server: RunningServer) -> None:
     case.body = spoken(case.body)
     note(f"{case.method} {case.path}: {asked(case, server).status_code}")
