@@ -98,8 +98,9 @@ bench-stream: ## Latency of partials and finals, beside other designs (environme
 	"$$(scripts/vllm_env.sh)" bench/streaming.py
 
 bench-offline: ## RTF, WER and CER of recordings, by the embedded engine
-	$(RUN) python bench/offline.py --engine pocketsphinx
-	$(RUN) python bench/offline.py --engine pocketsphinx --at-once 4
+	$(RUN) python bench/offline.py tests/data/speech/prompts.jsonl --engine pocketsphinx
+	$(RUN) python bench/offline.py tests/data/speech/prompts.jsonl --engine pocketsphinx --at-once 4
+	$(RUN) python bench/offline.py tests/data/speech/paragraphs.jsonl --engine pocketsphinx
 
 bench-report: ## Tables and plots of docs/benchmarks.md from the newest results
 	$(RUN) python bench/frontend.py --report

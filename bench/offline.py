@@ -1,11 +1,11 @@
-"""How fast and how well recordings are transcribed: RTF, WER and CER over a folder of audio with reference texts.
+"""How fast and how well recordings are transcribed: RTF, WER and CER over audio with reference texts.
 
 Each file goes the way that every door for recordings goes, decoding of the file included, through the engine of the
-settings. References are `.txt` files beside the audio, or lines `{"file", "text"}` in the `.jsonl` files of the folder.
+settings. References are `.txt` files beside the audio of a folder, or lines `{"file", "text"}` of a `.jsonl` file.
 
-    python bench/offline.py                                     the prompts of tests/data/speech, by the embedded engine
-    ENGINE=vllm python bench/offline.py FOLDER --at-once 16     other speech, another engine
-    python bench/offline.py --report                            the table on the page, from the newest results
+    python bench/offline.py tests/data/speech/prompts.jsonl      prompts, by the engine of the settings
+    ENGINE=vllm python bench/offline.py FOLDER --at-once 16      other speech, another engine
+    python bench/offline.py --report                             the table on the page, from the newest results
 """
 
 import argparse
@@ -30,7 +30,7 @@ from qwen3_asr_server.runtime.media import open_media
 from qwen3_asr_server.runtime.services import Services, media_limits
 from qwen3_asr_server.session.recorded import TranscribeOptions
 
-SPEECH = ROOT / "tests" / "data" / "speech"
+PROMPTS = ROOT / "tests" / "data" / "speech" / "prompts.jsonl"
 _AUDIO = frozenset([".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".webm", ".mp4", ".mkv", ".amr", ".aac"])
 _HEAD = (
     "engine, model", "set", "files", "audio", "files at once", "RTF of all", "RTF of a file", "seconds a file",
@@ -57,20 +57,18 @@ class Outcome:
     score: Score
 
 
-def recordings_in(folder: Path) -> list[Recording]:
-    """Return every recording of a folder that has a reference, by name."""
-    found = {path: path.with_suffix(".txt").read_text("utf-8") for path in _audio_with_text(folder)}
-    for manifest in sorted(folder.glob("*.jsonl")):
-        for line in manifest.read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            found[folder / entry["file"]] = entry["text"]
-    return [Recording(path, found[path]) for path in sorted(found)]
+def recordings_in(place: Path) -> list[Recording]:
+    """Return every recording of a folder, or of a list, that has a reference, by name."""
+    if place.is_dir():
+        found = [path for path in place.rglob("*") if path.suffix.lower() in _AUDIO]
+        pairs = {path: path.with_suffix(".txt") for path in found}
+        return [Recording(path, text.read_text("utf-8")) for path, text in sorted(pairs.items()) if text.is_file()]
+    entries = [json.loads(line) for line in place.read_text("utf-8").splitlines()]
+    return sorted((Recording(place.parent / entry["file"], entry["text"]) for entry in entries), key=_by_path)
 
 
-def _audio_with_text(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in _AUDIO and path.with_suffix(".txt").is_file():
-            yield path
+def _by_path(recording: Recording) -> Path:
+    return recording.path
 
 
 async def measure(
@@ -90,8 +88,7 @@ async def measure(
                 sys.exit(f"{recording.path}: {error.message}")
             wall_s = time.perf_counter() - began
         found = score(recording.text, transcript.text, normalise)
-        name = recording.path.relative_to(options.folder)
-        return Outcome(str(name), transcript.duration / SAMPLE_RATE, wall_s, transcript.text, found)
+        return Outcome(recording.path.name, transcript.duration / SAMPLE_RATE, wall_s, transcript.text, found)
 
     await one(recordings[0])  # what is done only once is not measured
     began = time.perf_counter()
@@ -171,7 +168,7 @@ async def run(options: argparse.Namespace, recordings: Sequence[Recording]) -> d
         "at_once": options.at_once,
         "language": options.language,
         "normaliser": options.normaliser,
-        "set": options.name or options.folder.resolve().name,
+        "set": options.name or options.place.resolve().stem,
     }
     try:
         await services.start()
@@ -183,8 +180,8 @@ async def run(options: argparse.Namespace, recordings: Sequence[Recording]) -> d
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=SPEECH)
-    parser.add_argument("--name", help="what the set is called in the table (default: the folder's name)")
+    parser.add_argument("place", type=Path, nargs="?", default=PROMPTS, help="a folder, or a list in a .jsonl file")
+    parser.add_argument("--name", help="what the set is called in the table (default: the name of the place)")
     parser.add_argument("--engine", help="instead of that of the settings")
     parser.add_argument("--language", help="code of the language; detected by default")
     parser.add_argument("--at-once", type=int, default=1, help="files under way at once (default: 1)")
@@ -202,9 +199,9 @@ def main() -> int:
         write_table("offline", table(newest_rows()))
         return 0
     logging.basicConfig(level=logging.ERROR)
-    recordings = recordings_in(options.folder)
+    recordings = recordings_in(options.place)
     if not recordings:
-        print(f"{options.folder} has no audio with reference texts", file=sys.stderr)
+        print(f"{options.place} has no audio with reference texts", file=sys.stderr)
         return 2
     row = asyncio.run(run(options, recordings))
     out = options.out or RESULTS / f"offline-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.jsonl"

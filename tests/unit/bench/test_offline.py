@@ -52,15 +52,19 @@ def test_a_reference_without_words() -> None:
         score("…", "hello", NORMALISERS["plain"])
 
 
-def test_references_stand_beside_the_audio_or_in_a_manifest(tmp_path: Path) -> None:
+def test_references_stand_beside_the_audio_or_in_a_list(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("a.wav", "a.txt", "deep/b.MP3", "deep/b.txt", "no-text.wav", "no-audio.txt"):
         (tmp_path / name).write_text(f"text of {name}")
-    (tmp_path / "list.jsonl").write_text(json.dumps({"file": "no-text.wav", "text": "said"}) + "\n")
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text("".join(json.dumps({"file": name, "text": "said"}) + "\n" for name in ("z.wav", "deep/b.MP3")))
     assert offline.recordings_in(tmp_path) == [
         Recording(tmp_path / "a.wav", "text of a.txt"),
         Recording(tmp_path / "deep/b.MP3", "text of deep/b.txt"),
-        Recording(tmp_path / "no-text.wav", "said"),
+    ]
+    assert offline.recordings_in(manifest) == [
+        Recording(tmp_path / "deep/b.MP3", "said"),
+        Recording(tmp_path / "z.wav", "said"),
     ]
 
 
