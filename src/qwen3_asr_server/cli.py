@@ -115,15 +115,15 @@ def doctor(settings: Settings) -> int:
     )
     try:
         choice = choose_engine(settings.engine, EngineOptions(model_path=settings.qwen3_asr_model_path))
-        _report(("engine", f"{choice.name}: {choice.reason}"))
+        _report(("engine", f"{choice.name}: {choice.reason}"), *_weights(settings, choice.name), *_gpus())
         services = Services(settings)
-        _report(("", services.engine_info.description), ("", _abilities(services.engine_info)))
-        _report(*_weights(settings, choice.name), *_gpus())
+        info = services.engine_info
+        _report(("", info.description), ("", _abilities(info)), _aligner(settings, services))
         asyncio.run(_start_and_stop(services))
     except AsrServerError as error:
         _report((inspection.FAILED, error.message))
         return 1
-    _report(("model", f"{services.engine_info.model} loads and answers"))
+    _report(("model", f"{info.model} loads and answers"))
     _report(("vad", f"{services.vad_name} loads and answers"))
     _report(*(("warning", text) for text in [*all_warnings(settings, services), *_port_warning(settings)]))
     return 0 if complete else 1
@@ -213,10 +213,17 @@ def _weights(settings: Settings, engine: str) -> Iterator[tuple[str, str]]:
     if engine in READERS["qwen3_asr_model_path"]:
         for model in named_paths(settings.qwen3_asr_model_path, settings.qwen3_asr_other_models).values():
             yield inspection.weights("weights", model, weights_on_disk(model))
-    if settings.word_times:
-        yield inspection.weights("aligner", settings.aligner_model_path, weights_on_disk(settings.aligner_model_path))
-    else:
-        yield "aligner", "off (WORD_TIMES)"
+
+
+def _aligner(settings: Settings, services: "Services") -> tuple[str, str]:
+    """Return which weights place words, if any have to."""
+    from qwen3_asr_server.engines._hub import weights_on_disk
+
+    if services.aligner is not None:
+        return inspection.weights("aligner", settings.aligner_model_path, weights_on_disk(settings.aligner_model_path))
+    if services.engine_info.word_times:
+        return "aligner", "not needed: the engine places words itself"
+    return "aligner", "off (WORD_TIMES)"
 
 
 def _gpus() -> Iterator[tuple[str, str]]:
