@@ -57,6 +57,14 @@ def last_event(answer: httpx.Response) -> str:
     return str(json.loads(answer.text.strip().rpartition("data: ")[2])["text"])
 
 
+def by_chat(server: ServerProcess, path: str, kind: str, field: str) -> str:
+    """Return what is answered to a chat message with the clip, without the raw model's head."""
+    part = {"type": kind, kind: {field: f"file://{CLIP.path}"}}
+    body = {"model": "qwen3-asr-flash", "messages": [{"role": "user", "content": [part]}]}
+    content = ask(server, path, json=body).json()["choices"][0]["message"]["content"]
+    return str(content).removeprefix("language English<asr_text>")
+
+
 def by_job(server: ServerProcess) -> str:
     """Return what a job of one file makes of the clip."""
     body = {"model": "qwen3-asr-flash-filetrans", "input": {"file_url": str(CLIP.path)}}
@@ -95,6 +103,8 @@ DOORS: dict[str, Callable[[ServerProcess], str]] = {
         server, "/v1/audio/transcriptions", response_format="text"
     ).text.removesuffix("\n"),
     "openai as it comes": lambda server: last_event(with_file(server, "/v1/audio/transcriptions", stream="true")),
+    "chat": lambda server: by_chat(server, "/v1/chat/completions", "audio_url", "url"),
+    "compatible mode": lambda server: by_chat(server, "/compatible-mode/v1/chat/completions", "input_audio", "data"),
     "command": lambda _: by_command(),
     "command by WebSocket's address": lambda server: by_command("--url", server.url),
     "command by HTTP": lambda server: by_command("--url", f"http://127.0.0.1:{server.port}"),
