@@ -135,7 +135,7 @@ def test_a_header_begins_a_new_stream_after_flush_and_drop(audio_format: AudioFo
         np.testing.assert_array_equal(np.concatenate([decoder.decode(data), decoder.flush()]), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rate=st.sampled_from([8_000, 16_000, 48_000]),
     announced=st.integers(0, 2_000),

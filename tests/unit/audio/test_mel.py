@@ -128,7 +128,7 @@ def test_audio_tokens_are_what_three_convolutions_leave(frames: int) -> None:
 
 
 @given(seed=st.integers(0, 3), steps=st.lists(st.integers(1, 230), min_size=1, max_size=6), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_steps_of_a_piece_do_not_change_its_final_windows(seed: int, steps: list[int], data: st.DataObject) -> None:
     audio = noise(seed, *data.draw(st.lists(st.sampled_from([0.0, 0.001, 0.1, 0.9]), min_size=1, max_size=20)))
     piece = fed(audio, *sorted(min(step * GRID_SAMPLES, len(audio)) for step in steps))
@@ -230,7 +230,7 @@ def test_windows_handed_out_never_change() -> None:
         max_size=6,
     ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_piece_may_grow_and_shrink_off_the_grid(seed: int, levels: list[float], cuts: list[int]) -> None:
     audio = noise(seed, *levels)
     piece = IncrementalMel(FRONT)

@@ -72,7 +72,7 @@ async def test_without_a_known_language_or_a_word_nobody_is_asked(text: str, lan
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 async def test_long_audio_is_gone_through_window_by_window(data: st.DataObject) -> None:
     places, at = [], 0
     for _ in range(data.draw(st.integers(1, 60))):

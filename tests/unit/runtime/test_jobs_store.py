@@ -189,7 +189,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAnyOrder = Machine.TestCase
-TestAnyOrder.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestAnyOrder.settings = settings(max_examples=15, stateful_step_count=25)
 
 
 def test_what_kills_the_server_is_given_up(store: JobsStore) -> None:

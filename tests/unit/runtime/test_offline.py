@@ -176,7 +176,7 @@ SCRIPT = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(SCRIPT, min_size=1, max_size=2), st.floats(0.3, 5), st.booleans(), st.booleans())
 def test_times_are_monotone_and_results_repeatable(scripts, block_s, previous, uneven):
     @virtual_time

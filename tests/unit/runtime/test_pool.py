@@ -550,7 +550,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(ACTIONS, max_size=25), st.sampled_from([0.0, 10.0, 600.0]))
 def test_whatever_happens_no_session_loses_its_model_and_all_are_served_in_the_end(actions, idle_unload_s):
     """`Stage` checks that engines never overlap and that none is stopped while it is leased and lives."""

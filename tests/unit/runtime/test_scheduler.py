@@ -73,7 +73,7 @@ async def test_above_capacity_intervals_stretch_evenly():
         assert sum(counts) == pytest.approx(40 / 0.2, abs=2), "and no slot stands idle"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 6), st.integers(1, 12), st.floats(0.01, 0.6))
 def test_never_more_partials_than_slots(cap, sessions, step_s):
     @virtual_time
@@ -502,7 +502,7 @@ async def test_the_time_without_an_engine_is_no_crowd():
 # Everything together
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_whatever_happens_every_decode_is_answered_once_or_released(data):
     """Random submits, releases, notifies and detaches on a random engine; the checks of `scheduling` follow."""

@@ -217,7 +217,7 @@ def lasting(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
     return [event for event in events if not isinstance(event, Partial | Final | UtteranceFailed)], finals
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.lists(st.tuples(VAD_TALKS | MANUAL_TALKS, MANNERS), min_size=2, max_size=4),
     st.integers(0, 2**32),

@@ -124,7 +124,7 @@ async def test_an_upload_of_a_byte_now_and_then_is_ended_too() -> None:
         await bytes_of(Upload(drip()), replace(LIMITS, max_bytes=10**9, upload_s=0.2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=500), st.sampled_from(["standard", "url-safe", "unpadded", "wrapped", "quoted", "not base64"])
 )
@@ -380,7 +380,7 @@ async def test_a_password_in_a_url_is_refused() -> None:
         await bytes_of(WebUrl("http://user:secret@127.0.0.1/"), LOCAL)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.sampled_from(
         [
