@@ -64,7 +64,7 @@ def text(server: RunningServer) -> str:
 
 
 def ask(server: RunningServer, door: str, body: Any) -> httpx.Response:
-    return httpx.post(f"{server.http_url}{door}", json=body, trust_env=False, timeout=20)
+    return httpx.post(f"{server.http_url}{door}", json=body, trust_env=False, timeout=60)
 
 
 def message(answer: httpx.Response) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def test_base64_may_begin_like_a_path(server: RunningServer) -> None:
 
 async def test_addresses(server: RunningServer, folder: Path, text: str) -> None:
     (folder / "speech.wav").write_bytes(SPEECH)
-    async with web_server() as web, httpx.AsyncClient(trust_env=False, timeout=20) as http:
+    async with web_server() as web, httpx.AsyncClient(trust_env=False, timeout=60) as http:
         web.answers["/speech.wav"] = ok(SPEECH)
         for url in (web.url("/speech.wav"), f"file://{folder}/speech.wav"):
             for part in ({"audio_url": {"url": url}}, {"input_audio": {"data": url}}):

@@ -80,7 +80,7 @@ def server(model: Reciter) -> Iterator[RunningServer]:
 def test_hotwords_reach_the_engine(server: RunningServer, model: Reciter, name: str) -> None:
     door, sent, context = SENT[name]
     model.contexts.clear()
-    answer = httpx.post(server.http_url + door, trust_env=False, timeout=20, **sent)
+    answer = httpx.post(server.http_url + door, trust_env=False, timeout=60, **sent)
     assert answer.status_code == 200, answer.text
     assert context in model.contexts
     assert SAID in answer.text
@@ -102,6 +102,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("door", "sent", "said"), WRONG)
 def test_what_is_wrong_with_hotwords_is_said(server: RunningServer, door: str, sent: Any, said: str) -> None:
-    answer = httpx.post(server.http_url + door, trust_env=False, timeout=20, **sent)
+    answer = httpx.post(server.http_url + door, trust_env=False, timeout=60, **sent)
     assert answer.status_code == 400
     assert answer.json().get("error", answer.json())["message"] == said

@@ -62,7 +62,7 @@ def client(clients: dict[str, OpenAI]) -> OpenAI:
 
 def client_of(server: RunningServer, base: str = "/v1", key: str = "sk-right") -> OpenAI:
     http = openai.DefaultHttpxClient(trust_env=False)
-    return OpenAI(base_url=server.http_url + base, api_key=key, max_retries=0, timeout=20, http_client=http)
+    return OpenAI(base_url=server.http_url + base, api_key=key, max_retries=0, timeout=60, http_client=http)
 
 
 def checked(answer: Any, kind: type[T]) -> T:

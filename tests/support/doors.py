@@ -120,7 +120,7 @@ def _chat(path: str, part: Callable[[str], dict[str, Any]]) -> Callable[[str, As
         body |= {"asr_options": {"language": asked.language}} if asked.language else {}
         body |= {"model": asked.model} if asked.model else {}
         headers = {"Authorization": f"Bearer {asked.key}"} if asked.key else {}
-        return httpx.post(f"{server}{path}", json=body, headers=headers, trust_env=False, timeout=20)
+        return httpx.post(f"{server}{path}", json=body, headers=headers, trust_env=False, timeout=60)
 
     return ask
 
