@@ -26,7 +26,10 @@ from support.recorded_sdk import (
     wav,
 )
 
-pytestmark = pytest.mark.sdk
+pytestmark = [
+    pytest.mark.sdk,
+    pytest.mark.filterwarnings("ignore:unclosed file .*two prompts:ResourceWarning"),  # SDK 1.25.6 leaves it open
+]
 
 URL = data_url(wav())
 
