@@ -23,9 +23,10 @@ from qwen3_asr_server.frontends._chat import ChatRequest, chat_request
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import json_object, whole_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS
-from qwen3_asr_server.frontends._recordings import VENDOR_MODEL, Wish, language_name, model_named, transcribed
+from qwen3_asr_server.frontends._recordings import Wish, language_name, transcribed
 from qwen3_asr_server.frontends._state import AppState, app_state
 from qwen3_asr_server.frontends._usage import audio_tokens, text_tokens, whole_seconds
+from qwen3_asr_server.frontends._vendor import vendor_model
 from qwen3_asr_server.runtime.sources import fetched
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.join import joint
@@ -115,8 +116,8 @@ async def _complete(exchange: Exchange, state: AppState, *, raw_allowed: bool) -
     limits = state.source_limits
     with state.uploads.admit():
         asked = await _received(exchange, state)
-        model = "" if VENDOR_MODEL.fullmatch(asked.model) else asked.model
-        wish = Wish(model_named(state.services, model), TranscribeOptions(asked.language, asked.context))
+        model = vendor_model(state.services, asked.model)
+        wish = Wish(model, TranscribeOptions(asked.language, asked.context))
         raw = raw_allowed and asked.by_audio_url and not asked.wants_text
         completion = _Completion(asked.model or wish.model, asked.context, state.emotion, raw=raw)
         async with fetched(asked.source, limits) as path:
