@@ -28,7 +28,7 @@ ASYNC = {"X-DashScope-Async": "enable"}
 MAX_BYTES = 200_000
 MAX_S = 5
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "UNKNOWN")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 CONVERSATION = Path(__file__).parents[1] / "data" / "speech" / "conversation.wav"
 
 
@@ -381,22 +381,16 @@ async def test_a_job_in_the_middle_is_done_by_the_next_server(tmp_path: Path, nu
     with child_server(environment) as child:
         async with client_of(child) as http:
             client = Client(http)
-            tasks = [await client.task(str(CONVERSATION), many=False) for _ in range(3)]
-            await client.until(tasks[0], "RUNNING")
+            task = await client.task(str(CONVERSATION), many=False)
+            await client.until(task, "RUNNING")
         began = time.monotonic()
         child.stop(signal.Signals(number))
         stopped_s = time.monotonic() - began
     assert stopped_s < 10
     with closing(sqlite3.connect(tmp_path / "data" / "jobs" / "jobs.sqlite")) as database:
-        states = [state for (state,) in database.execute("SELECT state FROM file ORDER BY job")]
-    assert states[0] == left_as
+        assert database.execute("SELECT state FROM file").fetchall() == [(left_as,)]
     with child_server(environment) as child:
         async with client_of(child) as http:
-            client = Client(http)
-            texts = set()
-            for task in tasks:
-                output = (await client.until(task, *OVER))["output"]
-                file = (await http.get(output["result"]["transcription_url"])).json()
-                texts.add(file["transcripts"][0]["text"])
-    assert len(texts) == 1
-    assert len(texts.pop().split()) > 20
+            output = (await Client(http).until(task, *OVER))["output"]
+            file = (await http.get(output["result"]["transcription_url"])).json()
+    assert len(file["transcripts"][0]["text"].split()) > 20
