@@ -11,7 +11,7 @@ Only maps fields: `_filetrans_fields` reads them, `runtime/jobs.py` does the wor
 import asyncio
 import uuid
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -33,6 +33,7 @@ router = APIRouter(tags=["dashscope"])
 State = Annotated[AppState, Depends(app_state)]
 
 MAX_BODY_BYTES: Final = 1024 * 1024
+_UNAVAILABLE: Final[dict[int | str, dict[str, Any]]] = {503: {"description": "Jobs cannot be told now."}}
 _TIME_FORMAT: Final = "%Y%m%d%H%M%S"
 
 
@@ -52,6 +53,7 @@ _CODES: Final[Codes] = {
 @router.post(
     "/api/v1/services/audio/asr/transcription",
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}},
+    responses={429: {"description": "As many files wait as may."}},
 )
 async def submit(request: Request, state: State) -> Response:
     """Have files transcribed; send `X-DashScope-Async: enable`. The answer names the task."""
@@ -60,7 +62,7 @@ async def submit(request: Request, state: State) -> Response:
     )
 
 
-@router.get("/api/v1/tasks/{task_id}")
+@router.get("/api/v1/tasks/{task_id}", responses=_UNAVAILABLE)
 async def poll(task_id: str, request: Request, state: State) -> Response:
     """Say how a task stands, and where its results are."""
     request_id = new_request_id()
@@ -85,7 +87,7 @@ async def cancel(task_id: str, request: Request, state: State) -> Response:
     return vendor_answer({}, request_id)
 
 
-@router.get("/api/v1/tasks")
+@router.get("/api/v1/tasks", responses=_UNAVAILABLE)
 async def tasks(
     request: Request,
     state: State,
@@ -117,7 +119,7 @@ async def tasks(
     return vendor_answer(body, request_id)
 
 
-@router.get(f"{RESULTS}{{name}}.json")
+@router.get(f"{RESULTS}{{name}}.json", responses=_UNAVAILABLE)
 async def result(name: str, state: State) -> Response:
     """Return what was heard in a file."""
     try:
