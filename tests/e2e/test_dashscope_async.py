@@ -1,6 +1,6 @@
 """Files transcribed asynchronously: what tasks answer, how they fail, who sees them, and what outlives the server.
 
-The engine names the loudness of what it hears. `tests/sdk/test_jobs.py` has DashScope's SDKs and real speech.
+The engine names the loudness of what it hears. `tests/sdk/test_http_async.py` has DashScope's SDKs and real speech.
 """
 
 import asyncio
