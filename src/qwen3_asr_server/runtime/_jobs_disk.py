@@ -14,6 +14,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -24,6 +25,8 @@ from qwen3_asr_server.runtime.job_results import ResultFolder
 
 RETRY_S: Final = 1.0
 """Between two attempts to get hold of the folder."""
+START_S: Final = 10.0
+"""How long those who ask wait for the first attempt: the port answers before it is made."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class JobsDisk:
         self._folder = folder
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "jobs")
+        self._tried = asyncio.Event()
         self._lock = -1
         self._store: JobsStore | None = None
         self.results = ResultFolder(folder / "results")
@@ -58,8 +62,12 @@ class JobsDisk:
 
     async def open(self) -> None:
         """Wait until the folder is ours, and give back what the last server that had it was working on."""
-        while not await self._run(self._opened):  # noqa: ASYNC110 - another process cannot set an event
-            await asyncio.sleep(RETRY_S)
+        try:
+            while not await self._run(self._opened):
+                self._tried.set()
+                await asyncio.sleep(RETRY_S)
+        finally:
+            self._tried.set()
 
     async def close(self) -> None:
         """Leave the folder to the next server."""
@@ -72,6 +80,9 @@ class JobsDisk:
         Raises:
             Overloaded: the folder cannot be used, or the disk is full.
         """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                await self._tried.wait()
         store = self._store
         if store is None:
             raise Overloaded(self.problem or "")

@@ -301,6 +301,18 @@ async def test_others_see_nothing(tmp_path: Path) -> None:
 
 
 @virtual_time
+async def test_who_comes_before_the_folder_is_open_waits(tmp_path: Path) -> None:
+    jobs = Jobs(JobsOptions(tmp_path), Worker(), Metrics(), asyncio.get_running_loop().time)
+    early = asyncio.create_task(jobs.submit(new("a")))
+    await settle()
+    task = asyncio.create_task(jobs.run())
+    await early
+    assert (await until(jobs, "a", *OVER)).job.state is JobState.SUCCEEDED
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@virtual_time
 async def test_a_planned_end_gives_everything_back_and_the_next_server_does_it(tmp_path: Path) -> None:
     worker = Worker()
     worker.gate.clear()
