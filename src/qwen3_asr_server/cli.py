@@ -112,6 +112,7 @@ def doctor(settings: Settings) -> int:
         *inspection.packages(_DISTRIBUTION),
         *inspection.codecs(),
         *inspection.disks(settings.max_upload_bytes, settings.recording_folders),
+        inspection.data_folder(settings.data_folder),
     )
     try:
         choice = choose_engine(settings.engine, EngineOptions(model_path=settings.qwen3_asr_model_path))

@@ -260,6 +260,7 @@ def test_doctor_says_what_there_is_beside_the_engine(capsys: pytest.CaptureFixtu
         r"extra +vllm: (not installed; for Qwen3-ASR on a GPU, and word times|vllm \d)",
         r"media +FFmpeg of PyAV \d[\d.]+ decodes PCM, MP3, AAC, ",
         r"disk +\d+ GB free in /",
+        r"data +\d+ GB free for /.+ \(DATA_DIR\)",
         r"aligner +not needed: the engine places words itself",
         r"gpu +\w",
     ):
@@ -291,6 +292,14 @@ def test_doctor_warns_of_a_full_disk() -> None:
     found = list(_inspection.disks(2**62, []))
     assert [row.topic for row in found] == ["disk", "warning"]
     assert "MAX_UPLOAD_BYTES" in found[1].text
+
+
+@pytest.mark.parametrize(("name", "topic"), [("new/folder", "data"), ("", "data"), ("file/folder", "warning")])
+def test_doctor_on_the_folder_for_data(tmp_path: Path, name: str, topic: str) -> None:
+    (tmp_path / "file").touch()
+    row = _inspection.data_folder(tmp_path / name)
+    assert (row.topic, "DATA_DIR" in row.text) == (topic, True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_doctor_misses_a_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,14 @@ def disks(max_upload_bytes: int, readable: Iterable[str]) -> Iterator[Row]:
             yield Row("warning", f"{name} of RECORDING_FOLDERS is no folder that can be read.")
 
 
+def data_folder(folder: Path) -> Row:
+    """Return whether what outlives a request can be kept in a folder, which need not be there yet."""
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return Row("data", f"{shutil.disk_usage(nearest).free / 1e9:.0f} GB free for {folder} (DATA_DIR)")
+    return Row("warning", f"{nearest} cannot be written: uploads and jobs cannot be kept in {folder} (DATA_DIR).")
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
