@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._chat import ChatRequest, chat_request
+from qwen3_asr_server.frontends._documents import event_stream
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import json_object, whole_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS
@@ -92,13 +93,16 @@ _REQUEST: Final[dict[str, Any]] = {
 }
 
 
-@router.post("/v1/chat/completions", openapi_extra={"requestBody": _REQUEST})
+_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {200: {"content": event_stream()}}
+
+
+@router.post("/v1/chat/completions", openapi_extra={"requestBody": _REQUEST}, responses=_ANSWERS)
 async def chat(state: State) -> Response:
     """Transcribe a recording that is sent as a chat message; the answer to an `audio_url` is as the model writes it."""
     return _answer(state, raw_allowed=True)
 
 
-@router.post("/compatible-mode/v1/chat/completions", openapi_extra={"requestBody": _REQUEST})
+@router.post("/compatible-mode/v1/chat/completions", openapi_extra={"requestBody": _REQUEST}, responses=_ANSWERS)
 async def compatible_chat(state: State) -> Response:
     """Transcribe a recording that is sent as a chat message, as the vendor does."""
     return _answer(state, raw_allowed=False)
