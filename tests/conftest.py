@@ -31,6 +31,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return _no_skip(report)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_in_the_users_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Servers keep files there, unless DATA_DIR says otherwise."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what tests have measured (`record_property("figure", …)`), also when they pass."""
     reports = [report for found in terminalreporter.stats.values() for report in found]

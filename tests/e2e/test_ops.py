@@ -101,7 +101,15 @@ def test_service_info(server: RunningServer) -> None:
 
 def test_the_announced_addresses_answer(server: RunningServer) -> None:
     paths = [path for path in get(server.http_url).json()["endpoints"].values() if path.startswith("/")]
-    doors = {"/api/tickets", "/api/transcribe", "/v1/audio/transcriptions"}
+    vendor = "/api/v1/services"
+    doors = {
+        "/api/tickets",
+        "/api/transcribe",
+        "/v1/audio/transcriptions",
+        "/v1/chat/completions",
+        f"{vendor}/aigc/multimodal-generation/generation",
+        f"{vendor}/audio/asr/transcription",
+    }
     assert {"/health", "/metrics", "/stats", "/docs", "/demo", *doors} == set(paths)
     assert {get(server.http_url + path).status_code for path in paths} == {200, 405}
 
