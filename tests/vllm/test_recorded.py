@@ -264,7 +264,6 @@ async def test_cuts_at_pauses_lose_and_double_no_word(
     more = [len(heard) - len(words) for heard, words in zip(cut, said, strict=True)]
     assert more == [int("turn eight zero" in " ".join(heard)) for heard in cut]
     assert sum(more) <= 1
-    assert all(heard == other for heard, other, words in zip(cut, whole, said, strict=True) if other == words)
     assert wer["cut"] <= wer["uncut"] + 0.01
 
 
