@@ -134,7 +134,8 @@ class Jobs:
     async def suspend(self) -> None:
         """Stop working, and give back what was begun; jobs can still be asked for. Safe to call twice."""
         tasks, self._tasks = self._tasks, set()
-        tasks |= {running.task for running in self._running.values() if running.task is not None}
+        # The thread may begin another one meanwhile.
+        tasks |= {running.task for running in list(self._running.values()) if running.task is not None}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -298,6 +299,8 @@ class Jobs:
         while True:
             with suppress(Overloaded):
                 await self._disk.ask(self._forget)
+            # There may be work that nobody told of: given back just now, or taken in from a client that did not stay.
+            self._changes.tell()
             await asyncio.sleep(min(SWEEP_INTERVAL_S, self._options.keep_s))
 
     def _forget(self, store: JobsStore) -> None:

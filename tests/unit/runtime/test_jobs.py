@@ -1,8 +1,10 @@
 """Jobs from submitting to forgetting, with work that does as it is told, on a clock that jumps."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -295,6 +297,25 @@ async def test_others_see_nothing(tmp_path: Path) -> None:
         assert await jobs.find("a", "you") is None
         assert not await jobs.cancel("a", "you")
         assert await jobs.find("a", "me")
+
+
+@virtual_time
+async def test_a_job_whose_client_leaves_while_it_is_taken_in_is_done(tmp_path: Path) -> None:
+    begun, left = threading.Event(), threading.Event()
+
+    class SlowWish(JobWish):
+        def to_json(self) -> str:
+            begun.set()
+            left.wait()
+            return super().to_json()
+
+    async with running(tmp_path, Worker()) as jobs:
+        leaving = asyncio.create_task(jobs.submit(replace(new("a"), wish=SlowWish("model"))))
+        assert await asyncio.to_thread(begun.wait, 5)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        left.set()
+        assert (await until(jobs, "a", *OVER)).job.state is JobState.SUCCEEDED
 
 
 # ── Ends and beginnings of the server ──
