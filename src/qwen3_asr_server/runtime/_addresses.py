@@ -10,7 +10,9 @@ It knows no URL and no HTTP. Used by `sources`.
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -82,7 +84,13 @@ async def resolve(host: str, port: int) -> Sequence[Address]:
     """
     with suppress(ValueError):
         return [ip_address(host)]
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # A thread of its own: name servers that do not answer hold it for long, and the loop's few serve live audio too.
+    thread = ThreadPoolExecutor(1, "resolve")
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(thread, look_up)
+    finally:
+        thread.shutdown(wait=False)
     return list(dict.fromkeys(ip_address(address[0]) for _, _, _, _, address in found))
 
 

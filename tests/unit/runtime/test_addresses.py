@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpcore
@@ -142,6 +144,26 @@ async def test_sockets_of_this_machine_are_refused() -> None:
 
 async def test_the_system_finds_this_machine() -> None:
     assert ip_address("127.0.0.1") in await resolve("localhost", 80)
+
+
+async def test_a_name_server_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    asked, answered = threading.Event(), threading.Event()
+
+    def unanswered(*_: object, **__: object) -> list[object]:
+        asked.set()
+        answered.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    looking = asyncio.create_task(resolve("slow.example", 80))
+    try:
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(asked.wait, 5)
+            assert not looking.done()
+    finally:
+        answered.set()
+    assert await looking == []
 
 
 def answers(found: list[str]):  # type: ignore[no-untyped-def]
