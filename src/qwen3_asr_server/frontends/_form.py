@@ -23,6 +23,8 @@ from qwen3_asr_server.frontends._multipart import FILE, MAX_FIELDS_BYTES, MAX_PA
 from qwen3_asr_server.runtime.sources import SourceLimits, Upload, fetched, source_of
 
 URL: Final = "url"
+LONGEST_BODY_S: Final = 600.0
+"""Of a body without a file: a byte now and then would hold its place without end."""
 _LARGE_BYTES: Final = 256 * 1024
 """JSON that takes more than about a millisecond to read."""
 
@@ -133,21 +135,22 @@ async def whole_body(exchange: Exchange, max_bytes: int, stall_s: float) -> byte
 
     Raises:
         TooLarge: it is longer.
-        IdleTimeout: it stops before its end.
+        IdleTimeout: it stops before its end, or takes too long.
     """
     announced = exchange.headers.get("content-length", "")
     expected = int(announced) if announced.isdigit() else 0
     body = bytearray()
     coming = exchange.body()
     try:
-        while max(len(body), expected) <= max_bytes:
-            async with asyncio.timeout(stall_s):
-                chunk = await anext(coming, None)
-            if chunk is None:
-                return body
-            body += chunk
+        async with asyncio.timeout(LONGEST_BODY_S):
+            while max(len(body), expected) <= max_bytes:
+                async with asyncio.timeout(stall_s):
+                    chunk = await anext(coming, None)
+                if chunk is None:
+                    return body
+                body += chunk
     except TimeoutError:
-        raise IdleTimeout("The request stopped before its end.") from None
+        raise IdleTimeout("The request stopped before its end, or takes too long.") from None
     raise TooLarge(f"A request without a file has at most {max_bytes} bytes.")
 
 
@@ -173,7 +176,10 @@ async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s
     if kind != b"application/json":
         return _from_pairs(body)
     values = await json_object(body)
-    return {name: _strings(name, value) for name, value in values.items() if value is not None}
+    try:
+        return {name: _strings(name, value) for name, value in values.items() if value is not None}
+    except RecursionError:
+        raise InvalidValue("The body has lists in lists without end.") from None
 
 
 def _strings(name: str, value: object) -> list[str]:

@@ -1,15 +1,20 @@
 """A form is the same however its bytes are cut, and is stored only once."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 
-from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.frontends._form import Fields
+from qwen3_asr_server.errors import IdleTimeout, InvalidValue
+from qwen3_asr_server.frontends._answer import Exchange
+from qwen3_asr_server.frontends._form import LONGEST_BODY_S, Fields, received, whole_body
 from qwen3_asr_server.frontends._multipart import Multipart
+from qwen3_asr_server.runtime.sources import SourceLimits
+from support.clock import clock, virtual_time
 
 BOUNDARY = b"cut"
 FILE = b"RIFF\r\n--cu\r\n--cutting\r\n" + bytes(range(256)) * 8
@@ -65,3 +70,36 @@ def test_fields() -> None:
     assert fields.choice("b", ("one", "two")) == "one"
     with pytest.raises(InvalidValue, match="one of: one, two"):
         fields.choice("a", ("one", "two"))
+
+
+class Sent(Exchange):
+    """A request without a way back, whose body comes with a pause behind each piece."""
+
+    def __init__(self, *pieces: bytes, pause_s: float = 0, **headers: str) -> None:
+        self.headers = Headers(headers)
+        self._pieces = pieces
+        self._pause_s = pause_s
+
+    async def body(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+            await asyncio.sleep(self._pause_s)
+
+
+@virtual_time
+async def test_a_byte_now_and_then_is_not_waited_for_without_end() -> None:
+    began = clock()
+    with pytest.raises(IdleTimeout, match="too long"):
+        await whole_body(Sent(*[b"x"] * 1000, pause_s=50), 1_000_000, stall_s=60)
+    assert clock() - began <= LONGEST_BODY_S + 1
+
+
+@pytest.mark.parametrize("depth", [5, 400, 600, 900])
+async def test_lists_in_lists_are_a_client_s_error_at_most(depth: int) -> None:
+    nested = b'{"x": ' + b"[" * depth + b"]" * depth + b"}"
+    exchange = Sent(nested, **{"content-type": "application/json"})
+    try:
+        async with received(exchange, SourceLimits(), 1_000_000) as form:
+            assert form.fields.all("x") == []
+    except InvalidValue:
+        assert depth > 400
