@@ -180,7 +180,8 @@ class Settings(BaseSettings):
     """Longest recording of DashScope's synchronous call, in seconds: the vendor's limit."""
     data_dir: str = ""
     """Folder for what outlives a request: files that DashScope's SDK uploads, jobs and their results. Made when it is
-    needed, for its owner only. Empty: `qwen3-asr-server` in XDG_STATE_HOME, or in `~/.local/state` without that."""
+    needed, for its owner only. Empty: `qwen3-asr-server` in XDG_STATE_HOME, or in `~/.local/state` without that,
+    or in `/var/lib` for a user without a home."""
     keep_files_h: float = Field(24, gt=0)
     """How long files in DATA_DIR are kept, in hours."""
     max_job_files: int = Field(1000, ge=1)
@@ -204,7 +205,10 @@ class Settings(BaseSettings):
         if self.data_dir:
             return Path(self.data_dir).expanduser().absolute()
         state = os.environ.get("XDG_STATE_HOME", "")
-        return (Path(state) if state.startswith("/") else Path.home() / ".local" / "state") / "qwen3-asr-server"
+        if not state.startswith("/"):
+            home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user who has none
+            state = os.path.join(home, ".local", "state") if home.startswith("/") else "/var/lib"  # noqa: PTH118
+        return Path(state) / "qwen3-asr-server"
 
     def warnings(self, engine: str | None = None) -> list[str]:
         """Return what an operator should think over, above all before strangers can reach this server.
@@ -275,6 +279,15 @@ class Settings(BaseSettings):
     def _absolute(cls, value: list[str]) -> list[str]:
         if not all(folder.startswith("/") and ".." not in folder.split("/") for folder in value):
             raise ValueError("each is an absolute path without `..`")
+        return value
+
+    @field_validator("data_dir", mode="after")
+    @classmethod
+    def _has_home(cls, value: str) -> str:
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError("`~` stands for the home of a user who has none") from None
         return value
 
     @field_validator("log_level", "log_format", "model_loading", "model_dtype", "model_hub", mode="before")

@@ -223,6 +223,26 @@ def test_networks_to_fetch_from_are_networks() -> None:
         Settings(fetch_trusted_networks=["example.com"])
 
 
+@pytest.mark.parametrize(
+    ("state", "home", "folder"),
+    [
+        ("/state", "~", "/state/qwen3-asr-server"),
+        ("", "/me", "/me/.local/state/qwen3-asr-server"),
+        ("relative", "/", "/.local/state/qwen3-asr-server"),
+        ("", "~", "/var/lib/qwen3-asr-server"),
+    ],
+)
+def test_where_data_lies_by_default(monkeypatch: pytest.MonkeyPatch, state: str, home: str, folder: str) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", home)  # "~" is what the system answers for a user without a home
+    assert str(Settings().data_folder) == folder
+
+
+def test_a_home_that_nobody_has_is_refused() -> None:
+    with pytest.raises(ValidationError, match="home of a user"):
+        Settings(data_dir="~no-such-user/data")
+
+
 @pytest.mark.parametrize("folder", ["recordings", "./recordings", "/data/../etc", "~/recordings"])
 def test_folders_of_recordings_are_absolute(folder: str) -> None:
     assert Settings(recording_folders="/data,/srv/calls").recording_folders == ["/data", "/srv/calls"]  # type: ignore[arg-type]
