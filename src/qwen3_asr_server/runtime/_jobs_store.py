@@ -20,6 +20,8 @@ from qwen3_asr_server.runtime.job_values import Claim, Failure, Job, JobFile, Jo
 
 MAX_ATTEMPTS: Final = 3
 """How often work on a file begins before it is given up."""
+MAX_STORE_BYTES: Final = 1024**3
+"""Of all jobs together: those that are over stay for a while, however fast they came and were cancelled."""
 
 _CRASHED: Final = "The server ended each time it worked on this file."
 _VERSION: Final = 1
@@ -38,7 +40,7 @@ CREATE INDEX file_running ON file (job, place) WHERE state = 'RUNNING';
 
 
 class StoreFull(Exception):
-    """There is no room for so many files."""
+    """There is no room for so many files; why, in words for the client."""
 
 
 class JobsStore:
@@ -46,6 +48,7 @@ class JobsStore:
 
     Args:
         path: of the database; made if it is not there.
+        max_bytes: most that it may hold before further jobs are refused.
 
     Raises:
         sqlite3.Error: it cannot be read, or was written by a later version.
@@ -54,7 +57,8 @@ class JobsStore:
         waiting: files that are PENDING. May be read from any thread.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int = MAX_STORE_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._db = sqlite3.connect(path, isolation_level=None, timeout=1)
         self._db.row_factory = sqlite3.Row
         # What was deleted is overwritten: addresses of recordings may be secret.
@@ -77,12 +81,14 @@ class JobsStore:
         """Take in a job.
 
         Raises:
-            StoreFull: more than `most_files` would be PENDING or RUNNING.
+            StoreFull: more than `most_files` would be PENDING or RUNNING, or too many jobs are kept.
         """
         with self._transaction():
+            if self._used_bytes() >= self._max_bytes:
+                raise StoreFull("The server keeps as many jobs as it may; try again later.")
             (running,) = self._one("SELECT count(*) FROM file WHERE state = 'RUNNING'")
             if self._count_waiting() + running + len(new.urls) > most_files:
-                raise StoreFull
+                raise StoreFull(f"At most {most_files} files may wait to be transcribed; try again later.")
             number = self._db.execute(
                 "INSERT INTO job (id, owner, form, model, wish, state, submitted) VALUES (?, ?, ?, ?, ?, 'PENDING', ?)",
                 (new.id, new.owner, new.form, new.model, new.wish.to_json(), now),
@@ -264,6 +270,12 @@ class JobsStore:
     def _count_waiting(self) -> int:
         (waiting,) = self._one("SELECT count(*) FROM file WHERE state = 'PENDING'")
         return int(waiting)
+
+    def _used_bytes(self) -> int:
+        pages, free, page_bytes = (
+            self._one(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * page_bytes)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

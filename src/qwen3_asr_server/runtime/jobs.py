@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobsFull(Overloaded):
-    """As many files wait as may."""
+    """As many files wait, or jobs are kept, as may."""
 
 
 class Work(Protocol):
@@ -150,15 +150,14 @@ class Jobs:
         """Take in a job.
 
         Raises:
-            JobsFull: too many files wait already.
+            JobsFull: too many files wait already, or too many jobs are kept.
             Overloaded: jobs cannot be stored now.
         """
         most = self._options.max_files
         try:
             await self._disk.ask(lambda store: store.add(new, self._clock(), most))
-        except StoreFull:
-            message = f"At most {most} files may wait to be transcribed; try again later."
-            raise JobsFull(message, retry_after_s=_FULL_AGAIN_S) from None
+        except StoreFull as full:
+            raise JobsFull(str(full), retry_after_s=_FULL_AGAIN_S) from None
         _log.info("job taken in", extra={"job_id": new.id, "files": len(new.urls)})
         self._changes.tell()
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -277,3 +277,14 @@ def test_a_later_version_is_left_alone(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(sqlite3.DatabaseError, match="later version"):
         JobsStore(path)
+
+
+def test_cancelled_jobs_are_no_way_to_fill_the_disk(tmp_path: Path) -> None:
+    store = JobsStore(tmp_path / "jobs.sqlite", max_bytes=60_000)
+    long = replace(new("long"), urls=("http://host/" + "x" * 8000,) * MOST)
+    for _ in range(2):
+        store.add(long, 0.0, MOST)
+        store.cancel("long", None, 0.0)
+        with pytest.raises(StoreFull, match="as many jobs"):
+            store.add(replace(long, id="more"), 0.0, MOST)
+        store.forget(1.0)
