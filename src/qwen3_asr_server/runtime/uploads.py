@@ -31,6 +31,8 @@ SWEEP_INTERVAL_S: Final = 600.0
 """Between two sweeps, unless files are kept for a shorter time."""
 _FOLDER: Final = re.compile(r"[0-9a-f]{32}")
 _PART: Final = ".part-"
+_LEAST_BYTES: Final = 4096
+"""What a small file counts: a disk gives whole blocks, and has not any number of names."""
 _YOUNG_S: Final = 2.0
 """A part of this age may not have its lock yet."""
 
@@ -135,7 +137,7 @@ class Uploads:
             async with self._settled:
                 with room_needed():
                     await asyncio.to_thread(part.become, place)
-                self._stored_bytes += part.size_bytes
+                self._stored_bytes += _counted_bytes(part.size_bytes)
         finally:
             self._coming_bytes -= part.size_bytes
             part.end()
@@ -216,9 +218,13 @@ def _bytes_kept(file: Path, too_old: float) -> int:
     with suppress(FileNotFoundError):  # another server may have been faster
         found = file.lstat()
         if found.st_mtime > too_old:
-            return found.st_size
+            return _counted_bytes(found.st_size)
         file.unlink()
     return 0
+
+
+def _counted_bytes(size_bytes: int) -> int:
+    return max(size_bytes, _LEAST_BYTES)
 
 
 def _remove_leftover(part: Path, now: float) -> None:

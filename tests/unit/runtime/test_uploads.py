@@ -173,6 +173,17 @@ async def test_all_files_together_are_bounded(disk: Disk) -> None:
     await disk.store(f"{FOLDER}/c", bytes(1_000))
 
 
+async def test_empty_files_are_bounded_too(disk: Disk) -> None:
+    await disk.store(f"{FOLDER}/a", b"")
+    await disk.store(f"{FOLDER}/b", b"")
+    await disk.store(f"{FOLDER}/c", b"")
+    for _ in range(2):
+        with pytest.raises(Overloaded):
+            await disk.store(f"{FOLDER}/d", b"")
+        await disk.uploads.sweep()
+    assert len(disk.files) == 3
+
+
 async def test_what_a_server_before_has_stored_counts(disk: Disk, tmp_path: Path) -> None:
     await disk.store(f"{FOLDER}/a", bytes(5_000))
     again = Disk(tmp_path, max_total_bytes=5_001)
@@ -225,7 +236,7 @@ async def test_the_sweeper_begins_at_once_and_makes_no_folder(disk: Disk) -> Non
     disk.now += KEEP_S
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         sweeping = group.create_task(disk.uploads.run())
-        while disk.files:  # noqa: ASYNC110 - a folder tells nobody
+        while (disk.path / FOLDER).exists():  # noqa: ASYNC110 - a folder tells nobody
             await asyncio.sleep(0)
         sweeping.cancel()
     fresh = Disk(disk.path / "fresh")
