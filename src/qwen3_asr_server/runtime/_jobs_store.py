@@ -24,6 +24,7 @@ MAX_STORE_BYTES: Final = 1024**3
 """Of all jobs together: those that are over stay for a while, however fast they came and were cancelled."""
 
 _CRASHED: Final = "The server ended each time it worked on this file."
+_FOREIGN: Final = "Another version of the server took this job in: submit it again."
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE job (
@@ -135,7 +136,7 @@ class JobsStore:
     # Work
 
     def claim(self, now: float) -> Claim | None:
-        """Begin work on the next file; None if there is none."""
+        """Begin work on the next file; None if there is none, or it cannot be begun and has failed."""
         with self._transaction():
             row = self._db.execute(
                 "UPDATE file SET state = 'RUNNING', attempts = attempts + 1 WHERE (job, place) ="
@@ -146,8 +147,18 @@ class JobsStore:
                 return None
             self._db.execute("UPDATE job SET begun = coalesce(begun, ?) WHERE number = ?", (now, row["job"]))
             self._settle(row["job"], now)
-            id_, form, wish = self._one("SELECT id, form, wish FROM job WHERE number = ?", row["job"])
-            return Claim(id_, row["place"], form, row["url"], JobWish.from_json(wish), row["attempts"])
+            id_, form, text = self._one("SELECT id, form, wish FROM job WHERE number = ?", row["job"])
+            try:
+                wish = JobWish.from_json(text)
+            except (ValueError, TypeError, KeyError):
+                # Of another version. It would hold up all that come after it.
+                self._db.execute(
+                    "UPDATE file SET state = 'FAILED', failure = ?, message = ? WHERE job = ? AND place = ?",
+                    (Failure.INTERNAL, _FOREIGN, row["job"], row["place"]),
+                )
+                self._settle(row["job"], now)
+                return None
+            return Claim(id_, row["place"], form, row["url"], wish, row["attempts"])
 
     def succeed(self, claim: Claim, now: float, duration_s: float, result: str) -> bool:
         """Note that a file was transcribed; tell whether anybody still wants it."""

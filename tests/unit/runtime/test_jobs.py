@@ -1,9 +1,10 @@
 """Jobs from submitting to forgetting, with work that does as it is told, on a clock that jumps."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -369,6 +370,22 @@ async def test_another_server_waits_for_the_folder_and_takes_over(tmp_path: Path
     await holds(lambda: not other.problem)
     assert (await until(other, "a", *OVER)).job.state is JobState.SUCCEEDED
     await standby.__aexit__(None, None, None)
+
+
+@virtual_time
+async def test_a_job_that_this_version_cannot_read_holds_nobody_up(tmp_path: Path) -> None:
+    async with running(tmp_path, Worker()) as jobs:
+        await jobs.suspend()
+        for name in ("no json", "more", "less", "good"):
+            await jobs.submit(new(name))
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as database, database:
+        for name, wish in (("no json", "{"), ("more", '{"channels": [], "model": "m", "x": 1}'), ("less", "{}")):
+            database.execute("UPDATE job SET wish = ? WHERE id = ?", (wish, name))
+    async with running(tmp_path, Worker()) as jobs:
+        assert (await until(jobs, "good", *OVER)).job.state is JobState.SUCCEEDED
+        for name in ("no json", "more", "less"):
+            (file,) = (await until(jobs, name, *OVER)).job.files
+            assert file.failure is Failure.INTERNAL
 
 
 @pytest.mark.parametrize(
