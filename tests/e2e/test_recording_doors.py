@@ -4,14 +4,19 @@ The engine names the loudness of what it hears. `test_recording_errors.py` has w
 real speech.
 """
 
+import asyncio
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import httpx
 import numpy as np
 import pytest
 
+from qwen3_asr_server.frontends import native, openai
 from qwen3_asr_server.runtime.gpu import GpuWatch
+from qwen3_asr_server.text.subtitles import as_srt
+from qwen3_asr_server.text.transcript import Transcript
 from support.doors import (
     OPENAI,
     REST,
@@ -235,6 +240,29 @@ def test_rest_tells_progress(server: RunningServer) -> None:
 def test_rest_tells_subtitles_at_the_end(server: RunningServer) -> None:
     told = events(post(server, REST, stream="true", format="srt"))
     assert told[-1] == ("result", {"content": post(server, REST, format="srt").text})
+
+
+@pytest.mark.parametrize(
+    ("module", "door", "fields"),
+    [(native, REST, {"format": "srt"}), (native, REST, {"stream": "true", "format": "srt"}), (openai, OPENAI, {})],
+)
+def test_live_sessions_do_not_wait_until_subtitles_are_written(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, module: ModuleType, door: str, fields: dict[str, str]
+) -> None:
+    on_the_loop = []
+
+    def render(transcript: Transcript) -> str:
+        try:
+            asyncio.get_running_loop()
+            on_the_loop.append(True)
+        except RuntimeError:
+            on_the_loop.append(False)
+        return as_srt(transcript)
+
+    texts = module._TEXTS
+    monkeypatch.setitem(texts, "srt", (render, texts["srt"][1]) if isinstance(texts["srt"], tuple) else render)
+    assert post(server, door, **({"response_format": "srt"} | fields)).status_code == 200
+    assert on_the_loop == [False]
 
 
 def test_openai_streams_the_text(server: RunningServer) -> None:

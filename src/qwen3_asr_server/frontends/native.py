@@ -148,7 +148,8 @@ async def _transcribe(exchange: Exchange, state: AppState) -> Response | None:
             wish, kind = _wish(form, state), form.fields.choice("format", FORMATS)
             if not form.fields.flag("stream"):
                 result = await transcribed(state, path, wish)
-                return _response(result, wish, kind, time.monotonic() - began)
+                # On a thread: hours of speech take a second to write down, in which live sessions would stand still.
+                return await asyncio.to_thread(_response, result, wish, kind, time.monotonic() - began)
             events = _Events(exchange)
             result = await transcribed(state, path, wish, events.note, events.heard)
             await events.finish(result, wish, kind)
@@ -182,6 +183,10 @@ def _response(result: Result, wish: Wish, kind: str, total_s: float) -> Response
         render, media_type = _TEXTS[kind]
         return PlainTextResponse(render(result.transcript), headers=headers, media_type=media_type)
     return JSONResponse(_json(result, wish, kind), headers=headers)
+
+
+def _result(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
+    return {"content": _TEXTS[kind][0](result.transcript)} if kind in _TEXTS else _json(result, wish, kind)
 
 
 def _json(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
@@ -242,8 +247,7 @@ class _Events:
         if self._ticking is not None:
             self._ticking.cancel()
         await self._tell_progress()
-        body = {"content": _TEXTS[kind][0](result.transcript)} if kind in _TEXTS else _json(result, wish, kind)
-        await self._exchange.tell(body, "result")
+        await self._exchange.tell(await asyncio.to_thread(_result, result, wish, kind), "result")
 
     async def _tick(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 Only maps fields: `_form` reads them, `_recordings` has the file transcribed. Errors are in OpenAI's form (`_errors`).
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -119,7 +120,8 @@ async def _transcribe(exchange: Exchange, state: AppState) -> Response | None:
                 await _tell(exchange, state, form.path, wish)
                 return None
             result = await transcribed(state, form.path, wish)
-            return _response(result.transcript, kind, granularities)
+            # On a thread: hours of speech take a second to write down, in which live sessions would stand still.
+            return await asyncio.to_thread(_response, result.transcript, kind, granularities)
 
 
 def _wish(fields: Fields, state: AppState) -> tuple[Wish, str, frozenset[str]]:
