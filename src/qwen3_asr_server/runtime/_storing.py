@@ -5,7 +5,7 @@ Knows neither where the bytes come from nor what becomes of the file.
 
 import asyncio
 from collections.abc import AsyncIterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -60,6 +60,19 @@ def room_needed() -> Iterator[None]:
         yield
     except OSError as problem:
         raise Overloaded("The server has no room to store the file.") from problem
+
+
+@contextmanager
+def closing(file: IO[bytes]) -> Iterator[None]:
+    """Close a file at the end of the block.
+
+    Closing tries once more to write what a full disk has refused, and that was said then.
+    """
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 async def receive(

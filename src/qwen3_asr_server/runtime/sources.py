@@ -21,7 +21,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from qwen3_asr_server.errors import InvalidValue, SourceRefused, SourceUnreachable
 from qwen3_asr_server.runtime._download import WebLimits, download
-from qwen3_asr_server.runtime._storing import LONGEST_UPLOAD_S, FileWriter, receive, room_needed, too_large
+from qwen3_asr_server.runtime._storing import LONGEST_UPLOAD_S, FileWriter, closing, receive, room_needed, too_large
 from qwen3_asr_server.runtime.uploads import UploadFolder, no_such_upload
 
 _BASE64_STEP: Final = 4 * 256 * 1024
@@ -127,7 +127,7 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         return
     with room_needed():
         stored = await asyncio.to_thread(tempfile.TemporaryFile)
-    with stored:
+    with closing(stored):
         store = FileWriter(stored, limits.max_bytes)
         match source:
             case Upload(chunks):

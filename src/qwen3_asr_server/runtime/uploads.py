@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from qwen3_asr_server.errors import InvalidValue, Overloaded, SourceUnreachable
-from qwen3_asr_server.runtime._storing import FileWriter, private_folder, receive, room_needed
+from qwen3_asr_server.runtime._storing import FileWriter, closing, private_folder, receive, room_needed
 
 SWEEP_INTERVAL_S: Final = 600.0
 """Between two sweeps, unless files are kept for a shorter time."""
@@ -192,8 +192,8 @@ class _Part:
 
     def end(self) -> None:
         """Close the file, and remove it unless it has found its place."""
-        self._path.unlink(missing_ok=True)
-        self.file.close()
+        with closing(self.file):
+            self._path.unlink(missing_ok=True)
 
 
 def _sweep(folder: UploadFolder) -> int:

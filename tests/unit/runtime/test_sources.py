@@ -514,6 +514,13 @@ async def test_a_disk_that_takes_nothing_is_said(tmp_path: Path, monkeypatch: py
         await bytes_of(Upload(chunks(b"x")))
 
 
+@pytest.mark.parametrize("size", [1, 5_000])
+async def test_a_disk_that_becomes_full_is_said(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
+    with pytest.raises(Overloaded, match="no room"):
+        await bytes_of(Upload(chunks(bytes(size))))
+
+
 async def test_every_source_can_be_decoded(root: Path) -> None:
     wav = wav_bytes(tone(440, 0.5))
     (root / "a.wav").write_bytes(wav)

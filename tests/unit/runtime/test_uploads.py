@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -248,3 +249,11 @@ async def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no folder")
     with pytest.raises(Overloaded):
         await Disk(tmp_path).store()
+
+
+@pytest.mark.parametrize("size", [1, 5_000])
+async def test_a_disk_that_becomes_full(disk: Disk, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(disk.path / "part")))
+    with pytest.raises(Overloaded, match="no room"):
+        await disk.store(KEY, bytes(size))
+    assert not disk.files
