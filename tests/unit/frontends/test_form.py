@@ -62,6 +62,12 @@ def test_boundaries_that_separate_nothing(boundary: bytes) -> None:
         Multipart(boundary)
 
 
+async def test_headers_of_parts_are_bounded() -> None:
+    form = Multipart(BOUNDARY)
+    with pytest.raises(InvalidValue):
+        [piece async for piece in form.file_in(pieces(b"--cut\r\nX: " + b"x" * 2_000_000, [1_000_000]))]
+
+
 def test_fields() -> None:
     fields = Fields({"a": ["x", " TRUE "], "b": [""]})
     assert fields.flag("a")
