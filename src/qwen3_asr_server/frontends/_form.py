@@ -173,27 +173,47 @@ async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s
     if kind not in (b"application/json", b"application/x-www-form-urlencoded"):
         raise InvalidValue("Send multipart/form-data with a file, or JSON.")
     body = await whole_body(exchange, max_bytes, stall_s)
+    large = len(body) > _LARGE_BYTES
     if kind != b"application/json":
-        return _from_pairs(body)
+        return await asyncio.to_thread(_from_pairs, body) if large else _from_pairs(body)
     values = await json_object(body)
-    try:
-        return {name: _strings(name, value) for name, value in values.items() if value is not None}
-    except RecursionError:
-        raise InvalidValue("The body has lists in lists without end.") from None
+    return await asyncio.to_thread(_from_object, values) if large else _from_object(values)
+
+
+def _from_object(values: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: _strings(name, value) for name, value in values.items() if value is not None}
 
 
 def _strings(name: str, value: object) -> list[str]:
     match value:
         case list() | dict() if name in BEFOREHAND:
-            return [json.dumps(value)]
+            return [_as_json(name, value)]
+        case list() if len(value) > MAX_PARTS:
+            raise InvalidValue(f"{name} has at most {MAX_PARTS} values.", param=name)
         case list():
-            return [text for each in value for text in _strings(name, each)]
+            return [_string(name, each) for each in value]
+        case _:
+            return [_string(name, value)]
+
+
+def _string(name: str, value: object) -> str:
+    match value:
         case bool():
-            return [str(value).lower()]
+            return str(value).lower()
         case str() | int() | float():
-            return [str(value)]
+            return str(value)
         case _:
             raise InvalidValue("A field has a value of the wrong type.", param=name)
+
+
+def _as_json(name: str, value: object) -> str:
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        raise InvalidValue(f"{name} is nested too deeply.", param=name) from None
+    if len(text) > MAX_FIELDS_BYTES:
+        raise TooLarge(f"{name} has at most {MAX_FIELDS_BYTES} bytes.", param=name)
+    return text
 
 
 def _from_pairs(body: bytearray) -> dict[str, list[str]]:

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from qwen3_asr_server.errors import IdleTimeout, InvalidValue
+from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
 from qwen3_asr_server.frontends._form import LONGEST_BODY_S, Fields, received, whole_body
-from qwen3_asr_server.frontends._multipart import Multipart
+from qwen3_asr_server.frontends._hotwords import BEFOREHAND, context_of
+from qwen3_asr_server.frontends._multipart import MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import SourceLimits
 from support.clock import clock, virtual_time
 
@@ -100,12 +101,36 @@ async def test_a_byte_now_and_then_is_not_waited_for_without_end() -> None:
     assert clock() - began <= LONGEST_BODY_S + 1
 
 
-@pytest.mark.parametrize("depth", [5, 400, 600, 900])
-async def test_lists_in_lists_are_a_client_s_error_at_most(depth: int) -> None:
-    nested = b'{"x": ' + b"[" * depth + b"]" * depth + b"}"
-    exchange = Sent(nested, **{"content-type": "application/json"})
-    try:
-        async with received(exchange, SourceLimits(), 1_000_000) as form:
-            assert form.fields.all("x") == []
-    except InvalidValue:
-        assert depth > 400
+JSON = {"content-type": "application/json"}
+PAIRS = {"content-type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"x": ' + b"[" * 600 + b"]" * 600 + b"}", JSON),
+        (b'{"corpus": ' + b"[" * 900 + b"]" * 900 + b"}" + b" " * 300_000, JSON),
+        (b'{"x": [[1]]}', JSON),
+        (b'{"x": [' + b"1," * MAX_PARTS + b"1]}", JSON),
+        (b'{"corpus": "' + b"x" * 10 + b'", "vocabulary": ["' + b"x" * MAX_FIELDS_BYTES + b'"]}', JSON),
+        (b"&".join([b"x=1"] * (MAX_PARTS + 1)), PAIRS),
+    ],
+)
+async def test_fields_that_are_too_deep_or_too_many(body: bytes, headers: dict[str, str]) -> None:
+    with pytest.raises((InvalidValue, TooLarge)):
+        async with received(Sent(body, **headers), SourceLimits(), 10_000_000) as form:
+            context_of({name: form.fields.text(name) for name in BEFOREHAND})
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"url": "' + b"x" * 300_000 + b'", "a": [1, "b", true], "corpus": {"text": "c"}}', JSON),
+        (b"url=" + b"%78" * 300_000 + b"&a=1&a=b&a=true&corpus=%7b%22text%22%3a+%22c%22%7d", PAIRS),
+    ],
+)
+async def test_a_large_body_is_read_as_a_small_one(body: bytes, headers: dict[str, str]) -> None:
+    async with received(Sent(body, **headers), SourceLimits(), 10_000_000) as form:
+        assert form.fields.text("url") == "x" * 300_000
+        assert form.fields.all("a") == ["1", "b", "true"]
+        assert context_of({"corpus": form.fields.text("corpus")}) == "c"
