@@ -322,6 +322,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "messages are no list": ({"messages": "Hello"}, "messages"),
     "no messages": ({"messages": []}, "messages"),
     "no message": ({"messages": ["Hello"]}, "messages[0]"),
+    "too many messages": (
+        {"messages": [*chat(AUDIO_URL)["messages"], *[{"role": "user", "content": []}] * 1200]},
+        "messages",
+    ),
+    "too many parts": (
+        {"messages": [{"role": "user", "content": [AUDIO_URL, *["Hello"] * 1200]}]},
+        "messages[0].content",
+    ),
     "no audio": ({"messages": [{"role": "user", "content": "Hello!"}]}, "messages"),
     "several audios": (two(AUDIO_URL), "messages"),
     "an unknown role": ({"messages": [{"role": "singer", "content": []}]}, "messages[0].role"),

@@ -193,6 +193,11 @@ WRONG = {
     "audio no string": ({"input": {"messages": [user(5)]}}, "InvalidParameter"),  # type: ignore[arg-type]
     "two recordings": ({"input": {"messages": [AUDIO, AUDIO]}}, "InvalidParameter"),
     "only in a system message": ({"input": {"messages": [{**AUDIO, "role": "system"}]}}, "InvalidParameter"),
+    "too many messages": ({"input": {"messages": [AUDIO, *[{"content": []}] * 1200]}}, "InvalidParameter"),
+    "too many parts": (
+        {"input": {"messages": [AUDIO, {"role": "system", "content": [{}] * 1200}]}},
+        "InvalidParameter",
+    ),
     "no object": ({"input": [], "parameters": 1}, "InvalidParameter"),
     "another format": (
         {"input": {"messages": [AUDIO]}, "parameters": {"result_format": "xml"}},

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._hotwords import context_of
+from qwen3_asr_server.frontends._multipart import MAX_PARTS
 from qwen3_asr_server.frontends._recordings import language_named
 from qwen3_asr_server.protocols._fields import Fields
 from qwen3_asr_server.runtime.sources import DataUrl, Source, source_of
@@ -94,6 +95,8 @@ def _messages(body: Fields) -> Iterator[Fields]:
     messages = body.values.get("messages")
     if not isinstance(messages, list):
         raise InvalidValue("messages is a list of messages.", param="messages")
+    if len(messages) > MAX_PARTS:
+        raise InvalidValue(f"There are at most {MAX_PARTS} messages.", param="messages")
     for number, message in enumerate(messages):
         yield Fields.of(message, f"messages[{number}]")
 
@@ -130,6 +133,8 @@ def _parts(message: Fields) -> Iterator[Fields]:
             return
         case str(text):
             yield Fields({"type": "text", "text": text}, place)
+        case list(parts) if len(parts) > MAX_PARTS:
+            raise InvalidValue(f"A message has at most {MAX_PARTS} parts.", param=place)
         case list(parts):
             for number, part in enumerate(parts):
                 yield Fields.of({"type": "text", "text": part} if isinstance(part, str) else part, f"{place}[{number}]")

@@ -7,6 +7,7 @@ A message with an audio URL in, the text of it out: whole, or as server-sent eve
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,6 +18,7 @@ from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._form import json_object, whole_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
+from qwen3_asr_server.frontends._multipart import MAX_PARTS
 from qwen3_asr_server.frontends._recordings import Wish, language_named, transcribed
 from qwen3_asr_server.frontends._state import AppState, app_state
 from qwen3_asr_server.frontends._usage import text_tokens, whole_seconds
@@ -192,7 +194,9 @@ def _call(body: dict[str, Any], state: AppState) -> _Call:
     nothing = Fields({}, "")
     parameters = asked.object("parameters") or nothing
     options = parameters.object("asr_options") or nothing
-    parts = list(_parts(asked.object("input") or nothing))
+    parts = list(islice(_parts(asked.object("input") or nothing), MAX_PARTS + 1))
+    if len(parts) > MAX_PARTS:
+        raise InvalidValue(f"The messages have at most {MAX_PARTS} parts.", param="input.messages")
     texts = [part.text("text") or "" for role, part in parts if role == "system"]
     context = context_of(options.values, *texts, path="parameters.asr_options.")
     language = language_named(options.text("language") or "", "parameters.asr_options.language")
@@ -210,6 +214,8 @@ def _parts(given: Fields) -> Iterator[tuple[str, Fields]]:
     messages = given.values.get("messages")
     if not isinstance(messages, list):
         raise InvalidValue("A list of messages is expected, one of them with audio.", param="input.messages")
+    if len(messages) > MAX_PARTS:
+        raise InvalidValue(f"There are at most {MAX_PARTS} messages.", param="input.messages")
     for number, each in enumerate(messages):
         message = Fields.of(each, f"input.messages[{number}]")
         role = message.text("role") or ""

@@ -9,6 +9,7 @@ Raw are the answers of `/v1` to an `audio_url`, unless its client asks for the r
 clean. Only maps fields: `_chat` reads them, `_recordings` has the recording transcribed.
 """
 
+import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ async def _complete(exchange: Exchange, state: AppState, *, raw_allowed: bool) -
         async with fetched(asked.source, limits) as path:
             if not asked.stream:
                 result = await transcribed(state, path, wish)
-                return JSONResponse(completion.whole(result.transcript))
+                return JSONResponse(await asyncio.to_thread(completion.whole, result.transcript))
             chunks = _Chunks(exchange, completion, include_usage=asked.include_usage)
             result = await transcribed(state, path, wish, heard=chunks.heard)
             await chunks.finish(result.transcript)
@@ -138,7 +139,8 @@ async def _received(exchange: Exchange, state: AppState) -> ChatRequest:
     if exchange.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise InvalidValue("Send application/json.")
     max_bytes = int(state.limits["max_message_bytes"])
-    return chat_request(await json_object(await whole_body(exchange, max_bytes, state.source_limits.upload_stall_s)))
+    body = await whole_body(exchange, max_bytes, state.source_limits.upload_stall_s)
+    return await asyncio.to_thread(chat_request, await json_object(body))
 
 
 @dataclass(frozen=True, slots=True)
