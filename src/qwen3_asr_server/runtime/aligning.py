@@ -71,7 +71,10 @@ class AlignerDesk:
         self._open = True
 
     async def stop(self) -> None:
-        """Give up what runs and release everything. Safe to call twice, or without `start`."""
+        """Give up what runs, which is answered without words, and release everything.
+
+        Safe to call twice, or without `start`.
+        """
         self._open = False
         tasks = {*self._running.values(), *([self._restart] if self._restart else [])}
         for task in tasks:
@@ -101,7 +104,7 @@ class AlignerDesk:
         task = asyncio.create_task(self._place(job, deliver, recorded), name="align")
         self._running[key] = task
         self._live += not recorded
-        task.add_done_callback(lambda done: self._over(key, done, recorded))
+        task.add_done_callback(lambda done: self._over(job, deliver, done, recorded))
 
     def forget(self, deliver: Deliver) -> None:
         """Give up what runs for a session."""
@@ -157,10 +160,13 @@ class AlignerDesk:
         if self._aligner.dead and self._restart is None and self._open:
             self._restart = asyncio.create_task(self._start_again(), name="restart the aligner")
 
-    def _over(self, key: tuple[Deliver, int], task: asyncio.Task[None], recorded: bool) -> None:
+    def _over(self, job: Align, deliver: Deliver, task: asyncio.Task[None], recorded: bool) -> None:
         self._live -= not recorded
+        key = (deliver, job.piece)
         if self._running.get(key) is task:
             del self._running[key]
+            if task.cancelled():  # by `stop`: a recording waits for its words without a deadline
+                deliver(Aligned(job.piece, job.upto, ()))
 
     async def _start_again(self) -> None:
         _log.error("the aligner has died and is started again")

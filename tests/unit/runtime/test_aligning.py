@@ -187,6 +187,20 @@ async def test_nothing_runs_for_a_session_that_is_over():
 
 
 @virtual_time
+async def test_what_a_stop_gives_up_is_answered_without_words():
+    """The aligner goes with an engine that cannot be started again; recordings wait for it all the same."""
+    async with Desk(takes_s=1.0) as desk:
+        for piece in range(RECORDED_REQUESTS + 1):
+            desk.ask(piece=piece, recorded=True)
+        await settle()
+        desk.ask(piece=100)  # not even begun
+        await desk.desk.stop()
+        assert {told.piece: told.words for told in desk.told} == dict.fromkeys([*range(RECORDED_REQUESTS + 1), 100], ())
+        desk.ask(recorded=True)
+        assert len(desk.told) == RECORDED_REQUESTS + 3, "refused, and told so"
+
+
+@virtual_time
 async def test_a_dead_aligner_is_started_again():
     async with Desk(failure=EngineCrashed("gone")) as desk:
         desk.aligner.dead, desk.aligner.refused_starts = True, 2
