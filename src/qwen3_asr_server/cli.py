@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from qwen3_asr_server import __version__, logs
 from qwen3_asr_server.commands import _inspection as inspection
 from qwen3_asr_server.commands._jobs import Wishes
-from qwen3_asr_server.commands.transcribe import add_arguments, transcribe_files
+from qwen3_asr_server.commands.transcribe import FILES_AT_ONCE, add_arguments, transcribe_files
 from qwen3_asr_server.config import READERS, Settings, explain
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady
 
@@ -90,8 +90,8 @@ def transcribe(settings: Settings, **given: Any) -> int:
     from qwen3_asr_server.commands._here import Here
     from qwen3_asr_server.runtime.services import Services, media_limits
 
-    # These weights and no others, loaded before the first file.
-    changes = {"model_loading": "eager", "qwen3_asr_other_models": []}
+    # These weights and no others, loaded before the first file; how many clients a server takes says nothing here.
+    changes = {"model_loading": "eager", "qwen3_asr_other_models": [], "max_recordings": FILES_AT_ONCE}
     settings = settings.model_copy(update=changes | ({"qwen3_asr_model_path": wishes.model} if wishes.model else {}))
     services = Services(settings)
     info = services.engine_info

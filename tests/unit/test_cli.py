@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 from qwen3_asr_server import __version__, cli
 from qwen3_asr_server.commands import _inspection
 from qwen3_asr_server.commands._address import Address
-from qwen3_asr_server.commands.transcribe import EXIT_CODES
+from qwen3_asr_server.commands._here import Here
+from qwen3_asr_server.commands.transcribe import EXIT_CODES, FILES_AT_ONCE
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.engines import load_engine
 from qwen3_asr_server.engines._base import EngineOptions
 from qwen3_asr_server.errors import EngineNotReady
+from qwen3_asr_server.runtime.services import Services
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,6 +116,21 @@ def test_transcribe_is_given_its_flags_and_settings(monkeypatch: pytest.MonkeyPa
         "form": "srt",
         "model": "folder",
     }
+
+
+def test_limits_of_a_server_do_not_keep_files_from_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Services] = []
+
+    def transcribe_files(here: Here, wishes: Any, warnings: Any) -> int:
+        seen.append(here._services)
+        return 0
+
+    monkeypatch.setattr(cli, "transcribe_files", transcribe_files)
+    monkeypatch.setenv("MAX_RECORDINGS", "1")
+    assert run("transcribe", "a.wav", "b.wav", "--engine", "pocketsphinx") == 0
+    with ExitStack() as places:
+        for _ in range(FILES_AT_ONCE):
+            places.enter_context(seen[0].recordings.admit())
 
 
 def test_the_key_of_another_server_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
