@@ -151,21 +151,21 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Do the work and answer, unless the client leaves before."""
-        async with asyncio.TaskGroup() as group:
-            exchange = Exchange(Headers(scope=scope), group, send, self._send_timeout_s)
-            working = group.create_task(self._answer(exchange, scope, receive, send))
-            exchange.beside(exchange.read(receive, working.cancel))
-            working.add_done_callback(lambda _: [task.cancel() for task in exchange.helpers])
+        try:
+            async with asyncio.TaskGroup() as group:
+                exchange = Exchange(Headers(scope=scope), group, send, self._send_timeout_s)
+                working = group.create_task(self._answer(exchange, scope, receive, send))
+                exchange.beside(exchange.read(receive, working.cancel))
+                working.add_done_callback(lambda _: [task.cancel() for task in exchange.helpers])
+        except* ClientDisconnect:  # from the work, or from what tells its progress beside it
+            _log.info("a client took no events any more")
 
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await self._worked_out(exchange)
-            if response is None:
-                await exchange.end()
-            else:
-                await response(scope, receive, send)
-        except ClientDisconnect:
-            _log.info("a client took no events any more")
+        response = await self._worked_out(exchange)
+        if response is None:
+            await exchange.end()
+        else:
+            await response(scope, receive, send)
 
     async def _worked_out(self, exchange: Exchange) -> Response | None:
         try:

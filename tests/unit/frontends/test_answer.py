@@ -75,6 +75,21 @@ async def test_work_ends_when_the_client_takes_no_events() -> None:
     assert [message["type"] for message in sent] == ["http.response.start"]
 
 
+async def test_work_ends_when_the_client_takes_nothing_that_is_told_beside_it() -> None:
+    ended = []
+
+    async def work(exchange: Exchange) -> None:
+        exchange.beside(exchange.tell({}, "progress"))
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(True)
+
+    sent = await answered(work, takes=False)
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert ended
+
+
 async def test_a_bug_is_told_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
     async def work(exchange: Exchange) -> None:
         raise RuntimeError("the key is sk-hush")
