@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 from qwen3_asr_server.errors import EngineNotReady
 from support.doors import (
+    CHAT,
+    COMPATIBLE,
+    DASHSCOPE,
     DOORS,
     OPENAI,
     REST,
@@ -21,8 +25,10 @@ from support.doors import (
     Asked,
     assert_nothing_left,
     broken,
+    chat,
     get,
     post,
+    user,
     wav,
 )
 from support.energy_vad import EnergyVad
@@ -96,13 +102,13 @@ def test_every_fault_at_every_door(server: RunningServer, folder: Path, door: st
 
 @pytest.mark.parametrize("door", FORMS)
 @pytest.mark.parametrize(
-    "fault", [fault for fault, (wrong, _) in FAULTS.items() if wrong in ("unreadable", "oversized")]
+    "fault",
+    [fault for fault, (wrong, asked) in FAULTS.items() if wrong in ("unreadable", "oversized") and asked.url is None],
 )
 def test_what_is_wrong_before_the_first_event_has_a_status(server: RunningServer, door: str, fault: str) -> None:
     wrong, asked = FAULTS[fault]
-    if asked.url is None:
-        assert_says(post(server, door, asked.file, stream="true"), door, wrong)
-        assert_nothing_left(server)
+    assert_says(post(server, door, asked.file, stream="true"), door, wrong)
+    assert_nothing_left(server)
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -194,6 +200,7 @@ NO_FORMS = {
     "too many parts": (MULTIPART, 2000 * (PART % (b"x", b"y")) + b"--cut--\r\n"),
     "no JSON": ("application/json", b"{"),
     "deep JSON": ("application/json", b"[" * 100_000),
+    "half a character": ("application/json", b'{"\\ud800": {}}'),
     "a list": ("application/json", b"[]"),
     "no address": ("application/json", b"{}"),
     "an object for a field": ("application/json", b'{"url": {}}'),
@@ -209,6 +216,22 @@ def test_no_forms(server: RunningServer, door: str, name: str) -> None:
     assert answer.status_code == 400
     broken(answer, door)
     assert_nothing_left(server)
+
+
+HALF = "\ud800"
+QUOTED = {
+    CHAT: {"messages": [{"role": HALF, "content": "x"}]},
+    COMPATIBLE: chat({"type": HALF}),
+    DASHSCOPE: {"input": {"messages": [user("data:,x")]}, "parameters": {"result_format": HALF}},
+}
+
+
+@pytest.mark.parametrize("door", QUOTED)
+def test_half_a_character_can_be_quoted(server: RunningServer, door: str) -> None:
+    content, headers = json.dumps(QUOTED[door]), {"Content-Type": "application/json"}
+    answer = httpx.post(server.http_url + door, content=content, headers=headers, trust_env=False, timeout=10)
+    assert answer.status_code == 400
+    assert "Invalid value: '?'." in broken(answer, door)["message"]
 
 
 def test_a_field_may_not_fill_the_memory(server: RunningServer) -> None:

@@ -150,7 +150,12 @@ def _failure(error: AsrServerError, codes: Codes = _NO_CODES) -> _Failure:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    return _Failure(status, code, error.message, error.param, headers)
+    return _Failure(status, code, _sendable(error.message), error.param and _sendable(error.param), headers)
+
+
+def _sendable(text: str) -> str:
+    """Return a text as UTF-8 can say it: JSON carries halves of surrogate pairs, and messages quote clients."""
+    return text.encode(errors="replace").decode()
 
 
 def _answer(path: str, failure: _Failure) -> JSONResponse:
