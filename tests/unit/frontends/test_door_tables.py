@@ -1,4 +1,4 @@
-"""The tables in docs/api/{rest,openai,dashscope_http}.md against the code and the tests they name."""
+"""The tables in docs/api/{rest,openai,dashscope_http,dashscope_jobs}.md against the code and the tests they name."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from qwen3_asr_server.frontends import _errors, _vendor, dashscope_sync, dashscope_uploads, native, openai, openai_chat
 
 ROOT = Path(__file__).resolve().parents[3]
-NAMES = ("rest", "openai", "dashscope_http")
+NAMES = ("rest", "openai", "dashscope_http", "dashscope_jobs")
 TABLES = {path.stem: path for path in (ROOT / "docs" / "api").glob("*.md") if path.stem in NAMES}
 LINK = re.compile(r"\[`(\w+)`\]\(([^)]+\.py)\)")
 LINKS = sorted({(table, *link) for table, path in TABLES.items() for link in LINK.findall(path.read_text("utf-8"))})
