@@ -238,11 +238,11 @@ def _word_times(text: str, segment: Segment, pieces: Sequence[tuple[int, int]]) 
 
 def _placed(text: str, words: Sequence[Word]) -> Iterator[tuple[int, Word]]:
     """Yield the words with their places in the text; those that cannot be found are left out."""
-    folded, at = text.lower(), 0
-    if len(folded) != len(text):
-        folded = text
+    # Some letters are two in lower case, which would move all that follows.
+    fold = str.lower if len(text.lower()) == len(text) else str
+    folded, at = fold(text), 0
     for word in words:
-        found = folded.find(word.text.lower(), at)
+        found = folded.find(fold(word.text), at)
         if found >= 0:
             yield found, word
             at = found + len(word.text)

@@ -94,6 +94,11 @@ def test_times_of_words_are_used():
     assert second.start == round(13.6 * S)
 
 
+def test_letters_that_are_two_in_lower_case_do_not_hide_the_words():
+    (cue,) = cues_of(transcript(spoken("İstanbul ve İzmir", word_s=1.5)))
+    assert (cue.start, cue.end) == (0, round(4.5 * S))
+
+
 def test_words_that_do_not_stand_in_the_text_are_no_harm():
     segment = Segment("It is 5 o'clock.", 0, 3 * S, words=(Word("zzz", 0, S), Word("clock", S, 2 * S)))
     (cue,) = cues_of(transcript(segment))
