@@ -320,6 +320,21 @@ def test_doctor_on_the_folder_for_data(tmp_path: Path, name: str, topic: str) ->
     assert not (tmp_path / "new").exists()
 
 
+def test_doctor_survives_folders_that_it_may_not_look_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Path.stat
+
+    def stat(path: Path, **options: Any) -> Any:  # a test may run as root
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    (tmp_path / "closed").mkdir()
+    assert _inspection.data_folder(tmp_path / "closed" / "data").topic == "data"
+    *_, row = _inspection.disks(0, [str(tmp_path / "closed" / "talks")])
+    assert "is no folder that can be read" in row.text
+
+
 def test_doctor_misses_a_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _inspection.metadata, "requires", lambda name: ["no-such-package>=1", 'uvloop>=1; sys_platform == "x"']

@@ -103,16 +103,24 @@ def disks(max_upload_bytes: int, readable: Iterable[str]) -> Iterator[Row]:
     if free < max_upload_bytes:
         yield Row("warning", f"The largest upload (MAX_UPLOAD_BYTES, {max_upload_bytes / 1e9:.1f} GB) does not fit.")
     for name in readable:
-        if not (Path(name).is_dir() and os.access(name, os.R_OK | os.X_OK)):
+        if not (_is_there(Path(name), folder=True) and os.access(name, os.R_OK | os.X_OK)):
             yield Row("warning", f"{name} of RECORDING_FOLDERS is no folder that can be read.")
 
 
 def data_folder(folder: Path) -> Row:
     """Return whether what outlives a request can be kept in a folder, which need not be there yet."""
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    nearest = next(place for place in (folder, *folder.parents) if _is_there(place))
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return Row("data", f"{shutil.disk_usage(nearest).free / 1e9:.0f} GB free for {folder} (DATA_DIR)")
     return Row("warning", f"{nearest} cannot be written: uploads and jobs cannot be kept in {folder} (DATA_DIR).")
+
+
+def _is_there(place: Path, *, folder: bool = False) -> bool:
+    """Say whether a place is there; one that may not be looked at, or has no possible name, is not."""
+    try:
+        return place.is_dir() if folder else place.exists()
+    except OSError:
+        return False
 
 
 def _version(name: str) -> str | None:

@@ -103,8 +103,12 @@ def obstacle(job: Job, wishes: Wishes) -> str | None:
         return f"{shown(source)}: Permission denied."
     if target is None:
         return None
-    if target.is_dir() or (os.path.lexists(target) and not wishes.force):
-        return f"{shown(target)} is there already" + ("." if target.is_dir() else "; --force replaces it.")
+    try:
+        is_folder = target.is_dir()
+    except OSError as problem:  # its name is too long, or its folder may not be searched
+        return f"{shown(target)} cannot be written: {problem.strerror}."
+    if is_folder or (os.path.lexists(target) and not wishes.force):
+        return f"{shown(target)} is there already" + ("." if is_folder else "; --force replaces it.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         return f"{shown(target)} cannot be written: Permission denied."
     return None

@@ -269,6 +269,14 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
     assert capsys.readouterr().err == "qwen3-asr-server: talk.txt cannot be written: Permission denied.\n"
 
 
+def test_a_result_whose_name_is_too_long_is_told_before_the_work(capsys: Any) -> None:
+    long = f"{'a' * 251}.wav"
+    Path(long).touch()
+    assert run(long, form="json", engine=FakeEngine(start_failure=EngineNotReady("nobody needs it"))) == 1
+    assert capsys.readouterr().err.endswith("a.json cannot be written: File name too long.\n")
+    assert names() == {long}
+
+
 def test_an_engine_that_does_not_start_is_for_the_caller(talk: Path) -> None:
     with pytest.raises(EngineNotReady, match="no weights"):
         run(talk, engine=FakeEngine(start_failure=EngineNotReady("no weights")))
