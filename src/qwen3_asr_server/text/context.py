@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qwen3_asr_server.text.prompt import clean_context
+from qwen3_asr_server.text.prompt import clean_context, looked_at
 from qwen3_asr_server.text.units import split_units
 
 CONTEXT_CHARS: Final = 10_000
@@ -65,6 +65,7 @@ def with_previous(context: str, previous: str, max_chars: int = CONTEXT_CHARS, *
 
 def last_chars(text: str, max_chars: int = PREVIOUS_CHARS) -> str:
     """Return the end of a text, at most so many code points of it, without a word that was cut in two."""
+    text = text[-looked_at(max_chars) :]
     text = clean_context(text, len(text))
     if len(text) <= max_chars:
         return text

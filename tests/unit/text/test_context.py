@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,14 @@ def test_the_end_of_a_text_begins_with_a_whole_word():
     assert last_chars("今天天气很好，我们去公园", 5) == "我们去公园"
     assert last_chars("short", 12) == "short"
     assert last_chars("Donaudampfschifffahrt", 8) == "ifffahrt"
+
+
+def test_of_megabytes_only_what_counts_is_read():
+    long = "<>a " * 5_000_000
+    began = time.process_time()
+    assert len(render_context([long])) == CONTEXT_CHARS - 1
+    assert with_previous("", long, carried=5000).endswith("<>a <>a")
+    assert time.process_time() - began < 1
 
 
 def test_the_previous_text_follows_what_the_user_gave():
