@@ -324,12 +324,16 @@ async def test_recordings_make_way_for_a_live_session(
     latency_alone = place.services.stats()["latency"]
     priorities, generate = set[int](), engine.core.vllm.generate
 
-    def noted(*arguments: Any, priority: int, **named: Any) -> Any:
+    watch = Watch(place)
+
+    async def noted(*arguments: Any, priority: int, **named: Any) -> AsyncIterator[Any]:
         priorities.add(priority)
-        return generate(*arguments, priority=priority, **named)
+        if priority == RECORDED_PRIORITY:
+            await watch.crowd.wait()  # else a fast machine might never have as many as it may
+        async for output in generate(*arguments, priority=priority, **named):
+            yield output
 
     monkeypatch.setattr(engine.core.vllm, "generate", noted)
-    watch = Watch(place)
     monkeypatch.setattr(place.room, "enter", watch.enter)
     async with asyncio.TaskGroup() as group:
         transcribing = [group.create_task(place.text_of(audio)) for audio in recordings]
