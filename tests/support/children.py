@@ -13,6 +13,17 @@ def child_processes() -> set[int]:
     return {pid for pid, parent, state in _processes() if parent == os.getpid() and state != "Z"}
 
 
+def media_workers() -> set[int]:
+    """Return the ids of those that decode files for this process; other tests may have servers running."""
+    found = set()
+    for pid in child_processes():
+        try:
+            found |= {pid} if b"_media_worker" in (PROC / str(pid) / "cmdline").read_bytes() else set()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
 def descendants(pid: int) -> set[int]:
     """Return the ids of a process's living children and their children, to any depth."""
     table = [(child, parent) for child, parent, state in _processes() if state != "Z"]

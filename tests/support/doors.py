@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from support.children import media_workers
 from support.server import RunningServer, wait_until
 from support.speech import pcm16
 
@@ -304,7 +305,7 @@ def events(answer: httpx.Response) -> list[tuple[str | None, Any]]:
 def assert_nothing_left(server: RunningServer) -> None:
     """Wait until no file, no decoding process and no place is held for a recording."""
     wait_until(lambda: not len(server.services.recordings) and not server.server.state.uploads.in_use)
-    wait_until(lambda: not set(_stored()) - _BEFORE and not _decoding())
+    wait_until(lambda: not set(_stored()) - _BEFORE and not media_workers())
     assert server.services.pool.leases.count == 0
 
 
@@ -322,15 +323,3 @@ def _stored() -> list[str]:
 
 _BEFORE = frozenset(_stored())
 """What the test runner itself holds."""
-
-
-def _decoding() -> list[int]:
-    """Return the processes that decode files for this one."""
-    children = []
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            pids = (task / "children").read_text().split()
-            children += [int(pid) for pid in pids if "_media_worker" in Path(f"/proc/{pid}/cmdline").read_text()]
-        except FileNotFoundError:
-            continue
-    return children

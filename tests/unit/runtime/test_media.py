@@ -17,7 +17,7 @@ from qwen3_asr_server.errors import MediaError
 from qwen3_asr_server.runtime._media_worker import NICENESS
 from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from support.audio_files import chirp, tone, wav_bytes
-from support.children import PROC, child_processes, ended_within
+from support.children import PROC, ended_within, media_workers
 from support.media_files import KINDS, Kind, delay_and_likeness, read_media, sparse_wav, write_media
 from support.tiny_speech import DATA, tiny_clips
 
@@ -133,7 +133,7 @@ async def test_the_whole_file_is_never_in_memory(
     before = resident_bytes(os.getpid())
     samples = most_child = 0
     async with open_media(path, LIMITS) as media:
-        (child,) = child_processes()
+        (child,) = media_workers()
         async for block in media.blocks():
             samples += block.shape[1]
             most_child = max(most_child, resident_bytes(child))
@@ -151,7 +151,7 @@ def resident_bytes(pid: int) -> int:
 async def test_an_unread_file_is_not_read_ahead(tmp_path: Path) -> None:
     path = sparse_wav(tmp_path / "recording", 16_000, 3600)
     async with open_media(path, LIMITS) as media:
-        (child,) = child_processes()
+        (child,) = media_workers()
         blocks = media.blocks()
         await anext(blocks)
         async with asyncio.timeout(30):
@@ -193,7 +193,7 @@ async def test_no_process_and_no_handle_stays(end: str, tmp_path: Path) -> None:
         task.cancel()
     await asyncio.wait([task])
     assert task.cancelled() or isinstance(task.exception(), LookupError | None)
-    assert not child_processes()
+    assert not media_workers()
     assert open_handles() == before
 
 
@@ -203,7 +203,7 @@ def open_handles() -> int:
 
 async def test_decoding_makes_way_for_the_server(tmp_path: Path) -> None:
     async with open_media(sparse_wav(tmp_path / "long", SAMPLE_RATE, 3600), LIMITS):
-        (child,) = child_processes()
+        (child,) = media_workers()
         own = os.getpriority(os.PRIO_PROCESS, 0)
         assert os.getpriority(os.PRIO_PROCESS, child) == min(19, own + NICENESS)
 
@@ -211,7 +211,7 @@ async def test_decoding_makes_way_for_the_server(tmp_path: Path) -> None:
 async def test_the_child_does_not_see_our_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "hush")
     async with open_media(sparse_wav(tmp_path / "recording", 16_000, 600), LIMITS):
-        (child,) = child_processes()
+        (child,) = media_workers()
         assert b"hush" not in (PROC / str(child) / "environ").read_bytes()
 
 

@@ -25,7 +25,7 @@ from qwen3_asr_server.errors import MediaError, TooLarge, TooLong
 from qwen3_asr_server.runtime._media_wire import HEADER, Ended, Fault, MediaKind, Opened, packed, parsed
 from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from support.audio_files import chirp, tone, wav_bytes
-from support.children import child_processes
+from support.children import media_workers
 from support.media_files import KINDS, read_media, sparse_wav, write_media
 
 LIMITS = MediaLimits()
@@ -91,7 +91,7 @@ async def test_what_cannot_be_read_is_said(write: Callable[[Path], None], reason
     with pytest.raises(MediaError, match=reason) as refused:
         await read_media(path, LIMITS)
     assert str(tmp_path) not in refused.value.message
-    assert not child_processes()
+    assert not media_workers()
 
 
 @pytest.mark.parametrize("name", ["wav", "mp3", "flac", "ogg-opus", "webm", "aac", "amr"])
@@ -231,11 +231,11 @@ async def test_without_memory_nothing_is_decoded(tmp_path: Path) -> None:
 
 async def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
     async with open_media(sparse_wav(tmp_path / "recording", 16_000, 3600), MediaLimits(stall_s=1)) as media:
-        (child,) = child_processes()
+        (child,) = media_workers()
         os.kill(child, signal.SIGSTOP)
         with pytest.raises(MediaError, match="cannot be decoded"):
             [block async for block in media.blocks()]
-    assert not child_processes()
+    assert not media_workers()
 
 
 async def test_a_process_that_crashes_harms_nobody(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ async def test_a_process_that_crashes_harms_nobody(tmp_path: Path) -> None:
         open_media(sparse_wav(tmp_path / "one", 16_000, 3600), LIMITS) as one,
         asyncio.timeout(60),
     ):
-        (child,) = child_processes()
+        (child,) = media_workers()
         async with open_media(recording(tmp_path / "two", "wav"), LIMITS) as two:
             os.kill(child, signal.SIGSEGV)
             with pytest.raises(MediaError, match="cannot be decoded"):
@@ -286,7 +286,7 @@ def test_damaged_files_give_audio_or_a_reason(
         assert len(audio) == media.channels
         assert np.isfinite(audio).all()
         assert np.abs(audio).max(initial=0) <= 1
-    assert not child_processes()
+    assert not media_workers()
 
 
 KIND = MediaKind("wav", "pcm_s16le", 8000, 2)
