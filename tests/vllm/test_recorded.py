@@ -218,8 +218,9 @@ class Clip:
 
 
 def paused_clips(language: str, count: int, gaps_s: tuple[float, float]) -> list[Clip]:
-    """Make clips of two to five phrases."""
-    pool, chance, made = itertools.cycle(spoken(language)), np.random.default_rng(count), list[Clip]()
+    """Make clips of two to five phrases that the model understands whatever is around them."""
+    sure = [clip for clip in spoken(language) if clip.name not in UNSURE]
+    pool, chance, made = itertools.cycle(sure), np.random.default_rng(count), list[Clip]()
     for number in range(count):
         clips, audio = list[TinyClip](), np.zeros(0, np.float32)
         for clip in itertools.islice(pool, 2 + number % 4):
@@ -235,8 +236,10 @@ def units(text: str, language: str) -> list[str]:
     return text.split() if language == "en" else list(text)
 
 
+UNSURE = {"en-00", "en-15", "en-19", "en-20", "en-21", "zh-20"}
+"""What the model hears here changes with the silence before and after it."""
 VARIANTS = {
-    "utterances": ((0.9, 1.5), SessionOptions(), TurnDetection()),
+    "utterances": ((0.9, 1.3), SessionOptions(), TurnDetection()),
     "pieces of one utterance": ((0.35, 0.7), SessionOptions(piece_rules=(PieceRule(0, 300),)), None),
 }
 
@@ -246,25 +249,23 @@ VARIANTS = {
 async def test_cuts_at_pauses_lose_and_double_no_word(
     place: Place, language: str, variant: str, record_property: Record
 ) -> None:
-    """The tiny model gets lost in long audio, so what counts is what was said: no word more, none less.
+    """What is cut is what was said; and where the model understands the uncut clip, that is the same.
 
-    It hears "turn eight zero" in one English phrase of three words, in whose midst nothing is cut.
+    It was trained on 13 s with pauses of 0.4 s and gets lost in most clips with longer ones.
     """
     gaps_s, session, turn = VARIANTS[variant]
-    said, whole, cut, kept = list[list[str]](), list[list[str]](), list[list[str]](), 0
-    for clip in paused_clips(language, 24, gaps_s):
+    said, whole, cut = list[list[str]](), list[list[str]](), list[list[str]]()
+    for clip in paused_clips(language, 40, gaps_s):
         transcript = await place.transcribe(clip.audio, session, language=language, turn_detection=turn)
+        assert len(transcript.segments) >= 2 or len(clip.phrases) < 2
         said.append([unit for phrase in clip.phrases for unit in units(phrase.text, language)])
         cut.append(units(transcript.text, language))
         whole.append(units(await place.heard(clip.audio, language), language))
-        assert len(transcript.segments) >= 2 or len(clip.phrases) < 2
-        kept += len(cut[-1]) == len(whole[-1])
     wer = {name: error_rate(said, heard) for name, heard in (("uncut", whole), ("cut", cut))}
-    record_property("figure", f"{variant}, {language}: WER {wer}, {kept} of 24 with as many words as uncut")
-    more = [len(heard) - len(words) for heard, words in zip(cut, said, strict=True)]
-    assert more == [int("turn eight zero" in " ".join(heard)) for heard in cut]
-    assert sum(more) <= 1
-    assert wer["cut"] <= wer["uncut"] + 0.01
+    same = sum(words == heard for words, heard in zip(cut, whole, strict=True))
+    record_property("figure", f"{variant}, {language}: WER {wer}, {same} of {len(said)} the same uncut")
+    assert cut == said
+    assert same >= 5
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
