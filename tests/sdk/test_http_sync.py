@@ -9,7 +9,7 @@ from typing import Any
 
 import dashscope
 import pytest
-from dashscope import MultiModalConversation
+from dashscope import AioMultiModalConversation, MultiModalConversation
 from dashscope.common.error import UploadFileException
 
 from support import speech
@@ -57,12 +57,16 @@ def text(recordings: RecordingServer) -> str:
     return heard
 
 
-def call(audio: str, **options: Any) -> Any:
+def asked(audio: str, **options: Any) -> dict[str, Any]:
     messages = [
         {"role": "system", "content": [{"text": "Conferences and queues."}]},
         {"role": "user", "content": [{"audio": audio}]},
     ]
-    return MultiModalConversation.call(**{"model": MODEL, "messages": messages, **options})
+    return {"model": MODEL, "messages": messages, **options}
+
+
+def call(audio: str, **options: Any) -> Any:
+    return MultiModalConversation.call(**asked(audio, **options))
 
 
 def text_of(response: Any) -> str:
@@ -110,6 +114,13 @@ def test_a_stream_tells_what_is_new(text: str, file: Path) -> None:
 def test_the_sdk_joins_what_is_new(text: str) -> None:
     *_, last = call(URL, stream=True, incremental_output=False)
     assert text_of(last) == text
+
+
+async def test_the_asynchronous_class_hears_the_same(text: str, file: Path) -> None:
+    assert text_of(await AioMultiModalConversation.call(**asked(str(file)))) == text
+    responses = [part async for part in await AioMultiModalConversation.call(**asked(URL, stream=True))]
+    assert text_of(responses[-1]) == text
+    assert len(responses) == len(PROMPTS) + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -34,6 +34,7 @@ def client(recordings: RecordingServer) -> Iterator[Any]:
 
 
 def ask(client: Any, audio: str, **options: Any) -> Any:
+    """Return a completion or a stream, or what gives one when awaited."""
     messages = [
         {"role": "system", "content": "Conferences and queues."},
         {"role": "user", "content": [{"type": "audio", "url": audio}]},
@@ -81,6 +82,16 @@ def test_a_stream_gives_the_whole_at_its_end(client: Any, text: str) -> None:
     completion = ask(client, URL, stream=True).get_final_message()
     assert completion.choices[0].message.content == text
     assert completion.choices[0].finish_reason == "stop"
+
+
+async def test_the_asynchronous_client_hears_the_same(client: Any, recordings: RecordingServer, text: str) -> None:
+    address = {"api_key": recordings.key, "base_url": recordings.base_url}
+    async with dashscope.AsyncClient(**address, timeout=60, max_retries=0) as aio:
+        assert (await ask(aio, URL)).choices[0].message.content == text
+        stream = await ask(aio, URL, stream=True)
+        assert (await stream.get_final_message()).choices[0].message.content == text
+        with pytest.raises(NotFoundError):
+            await ask(aio, URL, model="qwen-max")
 
 
 def test_silence_is_an_empty_text(client: Any) -> None:

@@ -47,6 +47,13 @@ def test_transcribe(asr: Any, web: str) -> None:
     assert speech.wer(WORDS, transcript["text"]) <= WORST_WER
 
 
+async def test_the_asynchronous_client(asr: Any, recordings: RecordingServer, web: str) -> None:
+    address = {"api_key": recordings.key, "base_url": recordings.base_url}
+    async with dashscope.AsyncClient(**address, timeout=60, max_retries=0) as client:
+        job = await client.audio.asr.transcribe([f"{web}/speech.wav"], poll_interval=0.1)
+    assert job.succeeded
+
+
 def test_a_file_that_cannot_be_had(asr: Any, web: str) -> None:
     with pytest.raises(DashScopeError) as raised:
         asr.transcribe([f"{web}/missing.wav"], poll_interval=0.1)
