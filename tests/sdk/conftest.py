@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
+import dashscope
 import pytest
 from dashscope.audio.qwen_omni import omni_realtime
 
 from support.process import ServerProcess, running_server
-from support.recorded_sdk import RecordingServer
+from support.recorded_sdk import RecordingServer, served, wav
 
 API_KEY = "sk-0123456789"
 
@@ -49,3 +51,28 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordingSe
     }
     with running_server(**settings) as running:
         yield RecordingServer(running.base_url, API_KEY, data)
+
+
+@pytest.fixture
+def pointed(recordings: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the SDK's first generation at the server for recordings."""
+    monkeypatch.setattr(dashscope, "base_http_api_url", recordings.base_url)
+    monkeypatch.setattr(dashscope, "api_key", recordings.key)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def second_generation(recordings: RecordingServer) -> Iterator[dict[str, Any]]:
+    """Give what a client of the SDK's second generation needs for that server."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NO_PROXY", "127.0.0.1")
+        yield {"api_key": recordings.key, "base_url": recordings.base_url, "timeout": 60, "max_retries": 0}
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a recording, `speech.wav`, on the web."""
+    folder = tmp_path_factory.mktemp("web")
+    (folder / "speech.wav").write_bytes(wav())
+    with served(folder) as address:
+        yield address

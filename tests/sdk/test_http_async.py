@@ -2,35 +2,16 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import dashscope
 import pytest
 from dashscope.audio.asr import Transcription
 from dashscope.audio.qwen_asr import QwenTranscription
 
 from support import speech
-from support.recorded_sdk import SECONDS, WORDS, WORST_WER, RecordingServer, served, wav
+from support.recorded_sdk import SECONDS, WORDS, WORST_WER
 
-pytestmark = pytest.mark.sdk
-
-
-@pytest.fixture(autouse=True)
-def address(recordings: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the SDK at the server."""
-    monkeypatch.setattr(dashscope, "base_http_api_url", recordings.base_url)
-    monkeypatch.setattr(dashscope, "api_key", recordings.key)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder: Path = tmp_path_factory.mktemp("web")
-    (folder / "speech.wav").write_bytes(wav())
-    with served(folder) as address:
-        yield address
+pytestmark = [pytest.mark.sdk, pytest.mark.usefixtures("pointed")]
 
 
 def fetched(url: str) -> Any:

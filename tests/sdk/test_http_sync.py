@@ -7,7 +7,6 @@ exception.
 from pathlib import Path
 from typing import Any
 
-import dashscope
 import pytest
 from dashscope import AioMultiModalConversation, MultiModalConversation
 from dashscope.common.error import UploadFileException
@@ -28,18 +27,11 @@ from support.recorded_sdk import (
 
 pytestmark = [
     pytest.mark.sdk,
+    pytest.mark.usefixtures("pointed"),
     pytest.mark.filterwarnings("ignore:unclosed file .*two prompts:ResourceWarning"),  # SDK 1.25.6 leaves it open
 ]
 
 URL = data_url(wav())
-
-
-@pytest.fixture(autouse=True)
-def address(recordings: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the SDK at the server."""
-    monkeypatch.setattr(dashscope, "base_http_api_url", recordings.base_url)
-    monkeypatch.setattr(dashscope, "api_key", recordings.key)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture(scope="module")

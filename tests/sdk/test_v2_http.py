@@ -24,13 +24,9 @@ URL = data_url(wav())
 
 
 @pytest.fixture(scope="module")
-def client(recordings: RecordingServer) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("NO_PROXY", "127.0.0.1")
-        with dashscope.Client(
-            api_key=recordings.key, base_url=recordings.base_url, timeout=60, max_retries=0
-        ) as client:
-            yield client
+def client(second_generation: dict[str, Any]) -> Iterator[Any]:
+    with dashscope.Client(**second_generation) as client:
+        yield client
 
 
 def ask(client: Any, audio: str, **options: Any) -> Any:
@@ -84,9 +80,8 @@ def test_a_stream_gives_the_whole_at_its_end(client: Any, text: str) -> None:
     assert completion.choices[0].finish_reason == "stop"
 
 
-async def test_the_asynchronous_client_hears_the_same(client: Any, recordings: RecordingServer, text: str) -> None:
-    address = {"api_key": recordings.key, "base_url": recordings.base_url}
-    async with dashscope.AsyncClient(**address, timeout=60, max_retries=0) as aio:
+async def test_the_asynchronous_client_hears_the_same(second_generation: dict[str, Any], text: str) -> None:
+    async with dashscope.AsyncClient(**second_generation) as aio:
         assert (await ask(aio, URL)).choices[0].message.content == text
         stream = await ask(aio, URL, stream=True)
         assert (await stream.get_final_message()).choices[0].message.content == text

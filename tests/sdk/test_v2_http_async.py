@@ -3,7 +3,6 @@
 import json
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dashscope
@@ -11,7 +10,7 @@ import pytest
 from dashscope.v2.errors import DashScopeError, NotFoundError
 
 from support import speech
-from support.recorded_sdk import WORDS, WORST_WER, RecordingServer, served, wav
+from support.recorded_sdk import WORDS, WORST_WER
 
 pytestmark = [
     pytest.mark.sdk,
@@ -20,21 +19,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def asr(recordings: RecordingServer) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("NO_PROXY", "127.0.0.1")
-        with dashscope.Client(
-            api_key=recordings.key, base_url=recordings.base_url, timeout=60, max_retries=0
-        ) as client:
-            yield client.audio.asr
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder: Path = tmp_path_factory.mktemp("web")
-    (folder / "speech.wav").write_bytes(wav())
-    with served(folder) as address:
-        yield address
+def asr(second_generation: dict[str, Any]) -> Iterator[Any]:
+    with dashscope.Client(**second_generation) as client:
+        yield client.audio.asr
 
 
 def test_transcribe(asr: Any, web: str) -> None:
@@ -47,9 +34,8 @@ def test_transcribe(asr: Any, web: str) -> None:
     assert speech.wer(WORDS, transcript["text"]) <= WORST_WER
 
 
-async def test_the_asynchronous_client(asr: Any, recordings: RecordingServer, web: str) -> None:
-    address = {"api_key": recordings.key, "base_url": recordings.base_url}
-    async with dashscope.AsyncClient(**address, timeout=60, max_retries=0) as client:
+async def test_the_asynchronous_client(second_generation: dict[str, Any], web: str) -> None:
+    async with dashscope.AsyncClient(**second_generation) as client:
         job = await client.audio.asr.transcribe([f"{web}/speech.wav"], poll_interval=0.1)
     assert job.succeeded
 
