@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qwen3_asr_server.domain import Hypothesis, Samples, SessionConfig, StepKind, StreamOptions, Word
 from qwen3_asr_server.errors import AsrServerError
 
-# ── Commands: client → session ────────────────────────────────────────────────────────────────────
+# Commands: client → session
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Disconnect:
 
 Command = Configure | AppendBytes | AppendAudio | Commit | Clear | Finish | Disconnect
 
-# ── Events: session → client ──────────────────────────────────────────────────────────────────────
+# Events: session → client
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ Event = (
     | Closing
 )
 
-# ── Jobs: session → worker ────────────────────────────────────────────────────────────────────────
+# Jobs: session → worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ class Align:
 
 Job = ScoreFrames | Decode | Release | Align
 
-# ── Outcomes: worker → session ────────────────────────────────────────────────────────────────────
+# Outcomes: worker → session
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def message(answer: httpx.Response) -> dict[str, Any]:
     return dict(answer.json()["choices"][0]["message"])
 
 
-# ── Two forms of an answer ──
+# Two forms of an answer
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_usage_counts_what_can_be_counted(server: RunningServer) -> None:
     }
 
 
-# ── As it comes ──
+# As it comes
 
 
 def chunks(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def test_usage_at_the_end_of_a_stream(server: RunningServer) -> None:
     assert last["usage"] == ask(server, CHAT, body).json()["usage"]
 
 
-# ── What clients send ──
+# What clients send
 
 
 def qwen_code(data: str) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def test_the_vendors_models(server: RunningServer) -> None:
     assert get(server, "/compatible-mode/v1/models/none").status_code == 200
 
 
-# ── What is wrong ──
+# What is wrong
 
 
 def two(part: Any) -> dict[str, Any]:
@@ -421,7 +421,7 @@ def test_a_failure_on_the_way_is_the_last_chunk() -> None:
     assert told[-1]["error"]["type"] == "server_error"
 
 
-# ── Clients that leave ──
+# Clients that leave
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -59,7 +59,7 @@ def call() -> bytes:
     return wav_of(samples)
 
 
-# ── What it writes ──
+# What it writes
 
 
 @pytest.mark.parametrize("channels", [False, True])
@@ -123,7 +123,7 @@ def test_models(server: RunningServer, capsys: Any, query: str, wishes: dict[str
     assert ("There is no such model here" in capsys.readouterr().err) == bool(status)
 
 
-# ── What is wrong ──
+# What is wrong
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_nobody_there() -> None:
         there("ws://127.0.0.2:1/api-ws/v1/realtime", "talk.wav")
 
 
-# ── Servers that behave badly ──
+# Servers that behave badly
 
 STATUS = ok(
     json.dumps(

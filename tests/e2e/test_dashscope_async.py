@@ -96,7 +96,7 @@ async def client(server: RunningServer) -> AsyncIterator[Client]:
         yield Client(http)
 
 
-# ── What they answer ──
+# What they answer
 
 
 async def test_one_file(client: Client, web: WebServer) -> None:
@@ -183,7 +183,7 @@ async def test_lists(client: Client, web: WebServer) -> None:
     assert (listed["total"], listed["tasks"]) == (0, [])
 
 
-# ── How they fail ──
+# How they fail
 
 FAILURES: dict[str, tuple[str, bytes | None, str]] = {
     "nothing there": ("/missing", None, "FILE_404_NOT_FOUND"),
@@ -292,7 +292,7 @@ def _refused(server: RunningServer) -> float:
     return found or 0.0
 
 
-# ── Cancelling ──
+# Cancelling
 
 
 async def test_cancelling(web: WebServer) -> None:
@@ -317,7 +317,7 @@ async def test_cancelling(web: WebServer) -> None:
             assert running.services.pool.leases.count == 0
 
 
-# ── Who sees them ──
+# Who sees them
 
 
 async def test_only_the_key_that_submitted_sees_a_task(web: WebServer) -> None:
@@ -337,7 +337,7 @@ async def test_only_the_key_that_submitted_sees_a_task(web: WebServer) -> None:
             assert result.headers["cache-control"] == "private, no-store"
 
 
-# ── What outlives the server ──
+# What outlives the server
 
 
 async def test_a_second_server_on_the_same_folder_says_so(tmp_path: Path, web: WebServer) -> None:

@@ -59,7 +59,7 @@ def stored(server: RunningServer) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-# ── Answers ──
+# Answers
 
 
 def test_an_answer_as_the_vendor_documents_it(server: RunningServer, text: str) -> None:
@@ -179,7 +179,7 @@ def test_no_emotion_on_request() -> None:
     assert annotations == [{"type": "audio_info", "language": "en"}]
 
 
-# ── What is wrong ──
+# What is wrong
 
 
 WRONG = {
@@ -302,7 +302,7 @@ def connected(server: RunningServer) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
-# ── Uploads ──
+# Uploads
 
 
 def policy_of(server: RunningServer, **headers: str) -> dict[str, Any]:

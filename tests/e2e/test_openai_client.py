@@ -75,7 +75,7 @@ def user(part: dict[str, Any]) -> Any:
     return [{"role": "user", "content": [part]}]
 
 
-# ── Transcriptions ──
+# Transcriptions
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_fields_without_effect(client: OpenAI, text: str) -> None:
     assert answer.text == text
 
 
-# ── Chat ──
+# Chat
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -243,7 +243,7 @@ async def test_an_address_with_the_asynchronous_client(server: RunningServer, te
     assert answer.choices[0].message.content == text
 
 
-# ── Models ──
+# Models
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -255,7 +255,7 @@ def test_models(clients: dict[str, OpenAI], base: str) -> None:
     assert caught.value.code == "model_not_found"
 
 
-# ── Errors ──
+# Errors
 
 
 def transcribe(client: OpenAI, **fields: Any) -> Any:

@@ -76,7 +76,7 @@ async def speak(client: RawClient) -> None:
     await client.append(SPEECH + SILENCE)
 
 
-# ── What it says about itself ──
+# What it says about itself
 
 
 def test_service_info(server: RunningServer) -> None:
@@ -229,7 +229,7 @@ async def test_numbers_after_a_session() -> None:
     assert float(numbers["asr_vad_batch_seconds_count"]) > 0
 
 
-# ── Who may come in ──
+# Who may come in
 
 
 async def test_no_key_no_upgrade(guarded: RunningServer) -> None:
@@ -330,7 +330,7 @@ async def test_a_message_over_the_limit_closes_with_1009() -> None:
     assert client.socket.close_code == 1009
 
 
-# ── Start ──
+# Start
 
 
 class SlowEngine(FakeEngine):
@@ -442,7 +442,7 @@ def test_a_vad_that_cannot_load_stops_the_server(monkeypatch: pytest.MonkeyPatch
     assert "secret" not in running.server.state.failure
 
 
-# ── Stop ──
+# Stop
 
 
 async def test_draining_gives_finals_and_admits_nobody() -> None:
@@ -513,7 +513,7 @@ async def test_the_drain_has_a_deadline() -> None:
     assert client.socket.close_code == 1001
 
 
-# ── As a process ──
+# As a process
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
-# ── What they answer ──
+# What they answer
 
 
 def test_rest_answers_as_documented(server: RunningServer) -> None:
@@ -223,7 +223,7 @@ def test_the_model_is_loaded_again_for_a_recording(server: RunningServer) -> Non
     assert get(server, "/api/status").json()["model"]["phase"] == "ready"
 
 
-# ── As it comes ──
+# As it comes
 
 
 def test_rest_tells_progress(server: RunningServer) -> None:

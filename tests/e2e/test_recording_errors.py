@@ -158,7 +158,7 @@ def test_a_model_that_cannot_be_loaded(door: str) -> None:
         assert DOORS[door].text(DOORS[door].ask(running.http_url, Asked()))
 
 
-# ── Forms ──
+# Forms
 
 
 WRONG_FIELDS = [

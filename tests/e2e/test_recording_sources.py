@@ -33,7 +33,7 @@ def server(folder: Path) -> Iterator[RunningServer]:
         yield running
 
 
-# ── Where recordings come from ──
+# Where recordings come from
 
 
 async def ask_for(server: RunningServer, url: str) -> httpx.Response:
@@ -81,7 +81,7 @@ def test_openai_takes_no_address(server: RunningServer) -> None:
     assert (answer.status_code, broken(answer, OPENAI)["param"]) == (400, "file")
 
 
-# ── Clients that leave ──
+# Clients that leave
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -67,7 +67,7 @@ def settings_given(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings
     return seen[0]
 
 
-# ── What it understands ──
+# What it understands
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +177,7 @@ def test_other_ways_to_start_it(program: list[str]) -> None:
     assert result.stdout == f"qwen3-asr-server {__version__}\n"
 
 
-# ── Failures at start ──
+# Failures at start
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -238,7 +238,7 @@ def _raise() -> Any:
     raise EngineNotReady("The weights are not there.")
 
 
-# ── doctor ──
+# The command doctor
 
 
 def test_doctor_tries_what_serve_would(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ def test_doctor_misses_a_package(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "no-such-package is not installed" in capsys.readouterr().out
 
 
-# ── Weights ──
+# Weights
 
 
 class _RepositoryNotFoundError(OSError):

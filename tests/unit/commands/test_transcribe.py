@@ -87,7 +87,7 @@ def names() -> set[str]:
     return {path.name for path in Path().iterdir()}
 
 
-# ── What it writes ──
+# What it writes
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_channels_are_kept_apart_when_asked(capsys: Any) -> None:
     assert "[" not in capsys.readouterr().out
 
 
-# ── Forms ──
+# Forms
 
 CALL = Transcript(
     (
@@ -192,7 +192,7 @@ def test_json_says_who_said_what_where_channels_are_apart(channels: bool) -> Non
         )
 
 
-# ── What fails ──
+# What fails
 
 
 def test_what_fails_keeps_nobody_from_their_turn(talk: Path, capsys: Any) -> None:
@@ -283,7 +283,7 @@ def test_an_engine_that_does_not_start_is_for_the_caller(talk: Path) -> None:
     assert names() == {"talk.wav"}
 
 
-# ── What is wrong with a command line ──
+# What is wrong with a command line
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_languages_go_by_codes_and_names(given: str, code: str | None) -> None:
     assert Wishes(**vars(parser.parse_args(["a.wav"]))) == Wishes([Path("a.wav")])
 
 
-# ── What it tells ──
+# What it tells
 
 
 class _Terminal(io.StringIO):

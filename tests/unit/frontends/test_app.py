@@ -87,7 +87,7 @@ def test_uvicorn_gets_its_limits_from_the_settings() -> None:
     assert (config.ws_per_message_deflate, config.access_log, config.workers) == (False, False, 1)
 
 
-# ── Errors over HTTP ──
+# Errors over HTTP
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-# ── Keys ──
+# Keys
 
 
 @pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER {KEY}", f"Bearer  {KEY} "])
@@ -70,7 +70,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         assert {len(value) for pair in compared for value in pair} == {32}
 
 
-# ── Tickets ──
+# Tickets
 
 
 def test_a_ticket_opens_once() -> None:
@@ -111,7 +111,7 @@ def test_tickets_are_bounded_and_expired_ones_make_room() -> None:
     assert tickets.redeem(kept) == "b"
 
 
-# ── Origins ──
+# Origins
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_origins(allowed: list[str], origin: str | None, host: str, expected: bo
     assert Origins(allowed).allows(origin, host) is expected
 
 
-# ── The middleware ──
+# The middleware
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

@@ -34,7 +34,7 @@ def wish(services: Services, body: dict[str, Any], **parameters: Any) -> JobWish
     return request_of(body | {"parameters": parameters}, services).wish
 
 
-# ── Requests ──
+# Requests
 
 
 def test_the_field_of_the_files_chooses_the_form(services: Services) -> None:
@@ -151,7 +151,7 @@ def test_words_that_nobody_can_place() -> None:
         wish(services, ONE, enable_words=True)
 
 
-# ── Polls ──
+# Polls
 
 DONE = JobFile("http://host/a", JobState.SUCCEEDED, 3.2, None, None, "name")
 GONE = JobFile("http://host/b", JobState.FAILED, 0, Failure.MISSING, "It is gone.", None)
@@ -215,7 +215,7 @@ def test_every_failure_has_a_code() -> None:
     assert set(CODES) == set(Failure)
 
 
-# ── Result files ──
+# Result files
 
 SPOKEN = Segment(
     "Hello, world!", 16_000, 32_000, 0, "en", (Word("Hello", 16_000, 24_000), Word("world", 24_000, 32_000)), 0.9
@@ -304,7 +304,7 @@ def test_words_that_are_not_those_of_the_text() -> None:
     assert [(word["text"], word["punctuation"]) for word in sentence["words"]] == [("twenty-one", "")]
 
 
-# ── The document ──
+# The document
 
 TABLE = Path(__file__).parents[3] / "docs" / "api" / "dashscope_jobs.md"
 TEXT = TABLE.read_text("utf-8")

@@ -230,7 +230,7 @@ def test_what_may_pass_is_tried_again(tmp_path: Path, errors: int, state: JobSta
     try_again()
 
 
-# ── Cancelling ──
+# Cancelling
 
 
 @virtual_time
@@ -319,7 +319,7 @@ async def test_a_job_whose_client_leaves_while_it_is_taken_in_is_done(tmp_path: 
         assert (await until(jobs, "a", *OVER)).job.state is JobState.SUCCEEDED
 
 
-# ── Ends and beginnings of the server ──
+# Ends and beginnings of the server
 
 
 @virtual_time
@@ -416,7 +416,7 @@ async def test_a_result_that_a_killed_server_left_half_written_is_removed(tmp_pa
         assert results(tmp_path) == []
 
 
-# ── What is kept ──
+# What is kept
 
 
 @virtual_time
