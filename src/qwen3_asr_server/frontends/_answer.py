@@ -28,9 +28,9 @@ _BODY_CHUNKS: Final = 4
 """Pieces of the body that wait to be stored; uvicorn's have 64 KiB."""
 _REST_S: Final = 1.0
 """How long the rest of a refused body is taken in: a client that still sends may not read its answer."""
-_EVENT_STREAM: Final = "text/event-stream"
+EVENT_STREAM: Final = "text/event-stream"
 _EVENT_HEADERS: Final = (
-    (b"content-type", f"{_EVENT_STREAM}; charset=utf-8".encode()),
+    (b"content-type", f"{EVENT_STREAM}; charset=utf-8".encode()),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 )
@@ -56,6 +56,12 @@ class Exchange:
         self.helpers: list[asyncio.Task[None]] = []
         self.begun = False
         """Whether an event was sent: it is too late for a status."""
+
+    @property
+    def announced_bytes(self) -> int:
+        """Length of the body by its own account; 0 where it gives none."""
+        length = self.headers.get("content-length", "")
+        return int(length) if length.isdigit() else 0
 
     async def body(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes; once."""
@@ -178,7 +184,7 @@ class Answer(Response):
             _log.exception("a request failed")
             failure = InternalError("The server failed; its log has the details.")
         response = self._failure(failure)
-        if exchange.begun and response.media_type == _EVENT_STREAM:
+        if exchange.begun and response.media_type == EVENT_STREAM:
             await exchange.write(bytes(response.body).decode())
             return None
         if exchange.begun:

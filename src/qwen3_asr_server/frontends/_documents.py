@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from qwen3_asr_server.frontends._answer import EVENT_STREAM
 from qwen3_asr_server.frontends._errors import is_openai
 
 TITLES: Final = {
@@ -88,7 +89,7 @@ def event_stream(*names: str) -> dict[str, Any]:
             **({"event": {"type": "string", "enum": list(names)}} if names else {}),
         },
     }
-    return {"text/event-stream": {"schema": event}}
+    return {EVENT_STREAM: {"schema": event}}
 
 
 def _complete(operation: dict[str, Any], path: str, method: str) -> None:

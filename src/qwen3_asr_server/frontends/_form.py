@@ -93,16 +93,30 @@ async def received(exchange: Exchange, limits: SourceLimits, max_text_bytes: int
         IdleTimeout: it stops before its end.
         Overloaded: there is no room to store it.
     """
-    kind, parameters = parse_options_header(exchange.headers.get("content-type"))
+    kind, _ = parse_options_header(exchange.headers.get("content-type"))
     if kind != b"multipart/form-data":
         yield Form(Fields(await _without_file(exchange, kind, max_text_bytes, limits.upload_stall_s)), None)
         return
-    announced = exchange.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limits.max_bytes + MAX_FIELDS_BYTES:
-        raise TooLarge(f"The file is larger than {limits.max_bytes} bytes.", param=FILE)
-    form = Multipart(parameters.get(b"boundary", b""))
+    form = multipart(exchange, limits.max_bytes)
     async with fetched(Upload(form.file_in(exchange.body())), limits) as path:
         yield Form(Fields(form.fields), path if form.has_file else None)
+
+
+def multipart(exchange: Exchange, max_bytes: int) -> Multipart:
+    """Return the form with a file in a request, of which nothing is read yet.
+
+    Args:
+        exchange: the request.
+        max_bytes: largest file.
+
+    Raises:
+        TooLarge: it announces a larger one.
+        InvalidValue: it is no form.
+    """
+    if exchange.announced_bytes > max_bytes + MAX_FIELDS_BYTES:
+        raise TooLarge(f"The file is larger than {max_bytes} bytes.", param=FILE)
+    _, parameters = parse_options_header(exchange.headers.get("content-type"))
+    return Multipart(parameters.get(b"boundary", b""))
 
 
 @asynccontextmanager
@@ -137,13 +151,11 @@ async def whole_body(exchange: Exchange, max_bytes: int, stall_s: float) -> byte
         TooLarge: it is longer.
         IdleTimeout: it stops before its end, or takes too long.
     """
-    announced = exchange.headers.get("content-length", "")
-    expected = int(announced) if announced.isdigit() else 0
     body = bytearray()
     coming = exchange.body()
     try:
         async with asyncio.timeout(LONGEST_BODY_S):
-            while max(len(body), expected) <= max_bytes:
+            while max(len(body), exchange.announced_bytes) <= max_bytes:
                 async with asyncio.timeout(stall_s):
                     chunk = await anext(coming, None)
                 if chunk is None:
@@ -154,12 +166,17 @@ async def whole_body(exchange: Exchange, max_bytes: int, stall_s: float) -> byte
     raise TooLarge(f"A request without a file has at most {max_bytes} bytes.")
 
 
-async def json_object(body: bytearray) -> dict[str, Any]:
-    """Return the JSON object in a body; a large one is read on a thread.
+async def json_body(exchange: Exchange, max_bytes: int, stall_s: float) -> dict[str, Any]:
+    """Return the JSON object in a request; arguments and errors as for `whole_body`.
 
     Raises:
         InvalidValue: it is none.
     """
+    return await _json_object(await whole_body(exchange, max_bytes, stall_s))
+
+
+async def _json_object(body: bytearray) -> dict[str, Any]:
+    """Return the JSON object in a body; a large one is read on a thread."""
     try:
         values = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE_BYTES else json.loads(body)
     except (ValueError, RecursionError):
@@ -176,7 +193,7 @@ async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s
     large = len(body) > _LARGE_BYTES
     if kind != b"application/json":
         return await asyncio.to_thread(_from_pairs, body) if large else _from_pairs(body)
-    values = await json_object(body)
+    values = await _json_object(body)
     return await asyncio.to_thread(_from_object, values) if large else _from_object(values)
 
 

@@ -6,8 +6,9 @@ so that no router depends on how the server is configured.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from qwen3_asr_server.frontends._auth import Tickets
 from qwen3_asr_server.frontends._upload_policy import UploadPolicies
@@ -54,3 +55,7 @@ def app_state(request: Request) -> AppState:
     """Return the state of the application that serves `request`."""
     state: AppState = request.app.state.asr
     return state
+
+
+State = Annotated[AppState, Depends(app_state)]
+"""What a door takes as a parameter to know the application."""

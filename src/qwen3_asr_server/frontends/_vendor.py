@@ -15,12 +15,12 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from qwen3_asr_server.errors import AsrServerError, MediaError, SourceRefused, SourceUnreachable, TooLarge, TooLong
+from qwen3_asr_server.frontends._answer import EVENT_STREAM
 from qwen3_asr_server.frontends._errors import Codes, error_response
 from qwen3_asr_server.frontends._recordings import VENDOR_MODEL, model_named
 from qwen3_asr_server.runtime.services import Services
 
 REQUEST_ID: Final = "x-request-id"
-EVENT_STREAM: Final = "text/event-stream"
 CODES: Final[Codes] = {
     MediaError: (400, "InvalidParameter.DataInspection"),
     SourceRefused: (400, "InvalidURL"),

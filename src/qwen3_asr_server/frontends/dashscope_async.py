@@ -13,7 +13,7 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from qwen3_asr_server.errors import AsrServerError, ClientError, Forbidden, InvalidValue, Overloaded
@@ -22,15 +22,13 @@ from qwen3_asr_server.frontends._auth import RESULTS
 from qwen3_asr_server.frontends._errors import Codes, not_found
 from qwen3_asr_server.frontends._filetrans import result_file, task_line, task_of
 from qwen3_asr_server.frontends._filetrans_fields import SCHEMA, request_of
-from qwen3_asr_server.frontends._form import json_object, whole_body
-from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._form import json_body
+from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._vendor import CODES, new_request_id, own_url, vendor_answer, vendor_error
 from qwen3_asr_server.runtime.job_values import JobsQuery, JobState, NewJob
 from qwen3_asr_server.runtime.jobs import JobsFull
 
 router = APIRouter(tags=["dashscope"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 _UNAVAILABLE: Final[dict[int | str, dict[str, Any]]] = {503: {"description": "Jobs cannot be told now."}}
@@ -136,7 +134,7 @@ async def result(name: str, state: State) -> Response:
 async def _submit(exchange: Exchange, request: Request, state: AppState) -> Response:
     if request.headers.get("x-dashscope-async", "").strip().lower() != "enable":
         raise Forbidden("This call is asynchronous only: send X-DashScope-Async: enable.")
-    body = await json_object(await whole_body(exchange, MAX_BODY_BYTES, state.source_limits.upload_stall_s))
+    body = await json_body(exchange, MAX_BODY_BYTES, state.source_limits.upload_stall_s)
     wanted = request_of(body, state.services)
     task_id = str(uuid.uuid4())
     new = NewJob(task_id, _owner(request), wanted.form, wanted.model, wanted.wish, wanted.urls)

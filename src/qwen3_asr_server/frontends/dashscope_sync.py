@@ -9,21 +9,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.frontends._answer import Answer, Exchange
-from qwen3_asr_server.frontends._form import json_object, whole_body
+from qwen3_asr_server.frontends._answer import EVENT_STREAM, Answer, Exchange
+from qwen3_asr_server.frontends._documents import texts
+from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
 from qwen3_asr_server.frontends._multipart import MAX_PARTS
 from qwen3_asr_server.frontends._recordings import Wish, language_named, transcribed
-from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import text_tokens, whole_seconds
 from qwen3_asr_server.frontends._vendor import (
-    EVENT_STREAM,
     Frames,
     new_request_id,
     vendor_answer,
@@ -35,12 +35,10 @@ from qwen3_asr_server.protocols._fields import Fields
 from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.sources import fetched, source_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
-from qwen3_asr_server.text.join import joint
-from qwen3_asr_server.text.transcript import Segment
+from qwen3_asr_server.text.join import GrowingText
+from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["dashscope"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 PATH: Final = "/api/v1/services/aigc/multimodal-generation/generation"
 RESULT_FORMATS: Final = ("message", "text")
@@ -126,7 +124,7 @@ class _Call:
 @router.post(
     PATH,
     openapi_extra={"requestBody": _REQUEST},
-    responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
+    responses={200: {"content": texts(EVENT_STREAM)}},
 )
 async def generation(request: Request, state: State) -> Response:
     """Transcribe a short recording, as DashScope's synchronous call does."""
@@ -145,26 +143,23 @@ async def generation(request: Request, state: State) -> Response:
 async def _answer(exchange: Exchange, state: AppState, request_id: str) -> Response:
     async with _received(exchange, state) as (call, path):
         result = await transcribed(state, path, call.wish, limits=_media_limits(state))
-    transcript = result.transcript
-    told = _Told(transcript.text, transcript.language, transcript.duration)
+    told = _all_of(result.transcript)
     return vendor_answer(_body(call, state, told, told.text, over=True), request_id)
 
 
 async def _tell(exchange: Exchange, state: AppState, frames: Frames) -> None:
     """Tell the text as it comes: all of it each time, or only what is new."""
-    told = _Told()
+    so_far = GrowingText()
 
     async def heard(segment: Segment) -> None:
-        nonlocal told
-        delta = joint(told.text, segment.text) + segment.text
-        told = _Told(told.text + delta, segment.language, segment.end)
+        delta = so_far.add(segment.text)
+        told = _Told(so_far.text, segment.language, segment.end)
         text = delta if call.incremental else told.text
         await exchange.write(frames.result(_body(call, state, told, text, over=False)))
 
     async with _received(exchange, state) as (call, path):
         result = await transcribed(state, path, call.wish, heard=heard, limits=_media_limits(state))
-    transcript = result.transcript
-    told = _Told(transcript.text, transcript.language, transcript.duration)
+    told = _all_of(result.transcript)
     text = "" if call.incremental else told.text
     await exchange.write(frames.result(_body(call, state, told, text, over=True)))
 
@@ -175,8 +170,8 @@ async def _received(exchange: Exchange, state: AppState) -> AsyncIterator[tuple[
     limits = state.source_limits
     limits = replace(limits, max_bytes=min(limits.max_bytes, int(state.limits["sync_max_bytes"])))
     with state.uploads.admit():
-        body = await whole_body(exchange, int(state.limits["max_message_bytes"]), limits.upload_stall_s)
-        call = _call(await json_object(body), state)
+        body = await json_body(exchange, int(state.limits["max_message_bytes"]), limits.upload_stall_s)
+        call = _call(body, state)
         async with fetched(source_of(call.audio), limits) as path:
             yield call, path
 
@@ -197,8 +192,8 @@ def _call(body: dict[str, Any], state: AppState) -> _Call:
     parts = list(islice(_parts(asked.object("input") or nothing), MAX_PARTS + 1))
     if len(parts) > MAX_PARTS:
         raise InvalidValue(f"The messages have at most {MAX_PARTS} parts.", param="input.messages")
-    texts = [part.text("text") or "" for role, part in parts if role == "system"]
-    context = context_of(options.values, *texts, path="parameters.asr_options.")
+    said = [part.text("text") or "" for role, part in parts if role == "system"]
+    context = context_of(options.values, *said, path="parameters.asr_options.")
     language = language_named(options.text("language") or "", "parameters.asr_options.language")
     return _Call(
         Wish(vendor_model(state.services, asked.text("model") or ""), TranscribeOptions(language, context)),
@@ -257,6 +252,10 @@ class _Told:
     language: str | None = None
     samples: int = 0
     """How much of it was heard."""
+
+
+def _all_of(transcript: Transcript) -> _Told:
+    return _Told(transcript.text, transcript.language, transcript.duration)
 
 
 def _body(call: _Call, state: AppState, told: _Told, text: str, *, over: bool) -> dict[str, Any]:

@@ -11,23 +11,21 @@ who may store what, `runtime/uploads.py` stores.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from python_multipart.multipart import parse_options_header
 
-from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
+from qwen3_asr_server.errors import IdleTimeout, InvalidValue
 from qwen3_asr_server.frontends._answer import Answer, Exchange
-from qwen3_asr_server.frontends._multipart import FILE, MAX_FIELDS_BYTES, Multipart
-from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._form import multipart
+from qwen3_asr_server.frontends._multipart import FILE
+from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._upload_policy import POLICY_TTL_S, Policy
 from qwen3_asr_server.frontends._vendor import new_request_id, own_url, vendor_answer, vendor_error
 from qwen3_asr_server.runtime.uploads import is_name
 
 router = APIRouter(tags=["dashscope"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 PATH: Final = "/api/v1/uploads"
 GET_POLICY: Final = "getPolicy"
@@ -82,11 +80,7 @@ async def upload(state: State) -> Response:
 
 async def _store(exchange: Exchange, state: AppState) -> Response:
     stall_s = state.source_limits.upload_stall_s
-    announced = exchange.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > state.source_limits.max_bytes + MAX_FIELDS_BYTES:
-        raise TooLarge(f"The file is larger than {state.source_limits.max_bytes} bytes.", param=FILE)
-    _, parameters = parse_options_header(exchange.headers.get("content-type"))
-    form = Multipart(parameters.get(b"boundary", b""))
+    form = multipart(exchange, state.source_limits.max_bytes)
     async with aclosing(form.file_in(exchange.body())) as pieces:
         try:
             async with asyncio.timeout(stall_s):

@@ -7,9 +7,9 @@ told as server-sent events. Only maps fields: `_form` reads them, `_recordings` 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwen3_asr_server import __version__
@@ -28,7 +28,7 @@ from qwen3_asr_server.frontends._recordings import (
     model_named,
     transcribed,
 )
-from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends.ops import engine_as_json, gpus_of, queue_of, reason_of, status_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.languages import DIALECTS, find
@@ -36,8 +36,6 @@ from qwen3_asr_server.text.subtitles import as_srt, as_text, as_verbose_json, as
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["recordings"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 PROGRESS_INTERVAL_S: Final = 1.0
 FORMATS: Final = ("json", "text", "srt", "vtt", "verbose_json")

@@ -6,9 +6,9 @@ Only maps fields: `_form` reads them, `_recordings` has the file transcribed. Er
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from qwen3_asr_server.errors import InvalidValue
@@ -18,17 +18,15 @@ from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import Fields, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, MAX_HOTWORDS, SCHEMAS, context_of, hotwords_of
 from qwen3_asr_server.frontends._recordings import Wish, demand_word_times, language_named, model_named, transcribed
-from qwen3_asr_server.frontends._state import AppState, app_state
-from qwen3_asr_server.frontends._usage import audio_tokens, text_tokens
+from qwen3_asr_server.frontends._state import AppState, State
+from qwen3_asr_server.frontends._usage import tokens_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.context import WORD_CHARS
-from qwen3_asr_server.text.join import joint
+from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.subtitles import as_json, as_srt, as_text, as_verbose_json, as_vtt, seconds_of
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["openai"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES: Final = ("segment", "word")
@@ -173,13 +171,10 @@ def _response(transcript: Transcript, kind: str, granularities: frozenset[str]) 
 
 async def _tell(exchange: Exchange, state: AppState, path: Path, wish: Wish) -> None:
     """Tell the text as it comes: the pieces of it make up the whole."""
-    told = ""
+    told = GrowingText()
 
     async def heard(segment: Segment) -> None:
-        nonlocal told
-        delta = joint(told, segment.text) + segment.text
-        told += delta
-        await exchange.tell({"type": "transcript.text.delta", "delta": delta})
+        await exchange.tell({"type": "transcript.text.delta", "delta": told.add(segment.text)})
 
     result = await transcribed(state, path, wish, heard=heard)
     transcript = result.transcript
@@ -199,11 +194,11 @@ def _languages(transcript: Transcript) -> list[dict[str, str]]:
 
 def _usage(transcript: Transcript, context: str) -> dict[str, Any]:
     """Return tokens: in a stream, OpenAI's clients know no other usage."""
-    audio, text, written = audio_tokens(transcript.duration), text_tokens(context), text_tokens(transcript.text)
+    tokens = tokens_of(transcript, context)
     return {
         "type": "tokens",
-        "input_tokens": audio + text,
-        "input_token_details": {"audio_tokens": audio, "text_tokens": text},
-        "output_tokens": written,
-        "total_tokens": audio + text + written,
+        "input_tokens": tokens.taken,
+        "input_token_details": {"audio_tokens": tokens.audio, "text_tokens": tokens.context},
+        "output_tokens": tokens.written,
+        "total_tokens": tokens.total,
     }

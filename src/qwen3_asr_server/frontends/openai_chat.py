@@ -13,9 +13,9 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from qwen3_asr_server.errors import InvalidValue
@@ -23,21 +23,19 @@ from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._chat import ChatRequest, chat_request
 from qwen3_asr_server.frontends._documents import event_stream
 from qwen3_asr_server.frontends._errors import openai_error
-from qwen3_asr_server.frontends._form import json_object, whole_body
+from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS
 from qwen3_asr_server.frontends._recordings import Wish, language_name, transcribed
-from qwen3_asr_server.frontends._state import AppState, app_state
-from qwen3_asr_server.frontends._usage import audio_tokens, text_tokens, whole_seconds
+from qwen3_asr_server.frontends._state import AppState, State
+from qwen3_asr_server.frontends._usage import tokens_of, whole_seconds
 from qwen3_asr_server.frontends._vendor import vendor_model
 from qwen3_asr_server.runtime.sources import fetched
 from qwen3_asr_server.session.recorded import TranscribeOptions
-from qwen3_asr_server.text.join import joint
+from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.prompt import ASR_TEXT
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["openai"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 _STRING: Final[dict[str, Any]] = {"type": "string"}
 _PART: Final[dict[str, Any]] = {
@@ -139,8 +137,8 @@ async def _received(exchange: Exchange, state: AppState) -> ChatRequest:
     if exchange.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise InvalidValue("Send application/json.")
     max_bytes = int(state.limits["max_message_bytes"])
-    body = await whole_body(exchange, max_bytes, state.source_limits.upload_stall_s)
-    return await asyncio.to_thread(chat_request, await json_object(body))
+    body = await json_body(exchange, max_bytes, state.source_limits.upload_stall_s)
+    return await asyncio.to_thread(chat_request, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +182,13 @@ class _Completion:
 
     def usage(self, transcript: Transcript) -> dict[str, Any]:
         """Return what it took."""
-        audio, text, written = (
-            audio_tokens(transcript.duration),
-            text_tokens(self.context),
-            text_tokens(transcript.text),
-        )
+        tokens = tokens_of(transcript, self.context)
         return {
-            "prompt_tokens": audio + text,
-            "completion_tokens": written,
-            "total_tokens": audio + text + written,
-            "prompt_tokens_details": {"audio_tokens": audio, "text_tokens": text},
-            "completion_tokens_details": {"text_tokens": written},
+            "prompt_tokens": tokens.taken,
+            "completion_tokens": tokens.written,
+            "total_tokens": tokens.total,
+            "prompt_tokens_details": {"audio_tokens": tokens.audio, "text_tokens": tokens.context},
+            "completion_tokens_details": {"text_tokens": tokens.written},
             "seconds": whole_seconds(transcript.duration),
         }
 
@@ -213,18 +207,17 @@ class _Chunks:
         self._completion = completion
         self._no_usage = {"usage": None} if include_usage else {}
         self._include_usage = include_usage
-        self._told = ""
+        self._told = GrowingText()
 
     async def heard(self, segment: Segment) -> None:
         """Tell a segment."""
-        head = "" if self._told else await self._begin(segment.language)
-        delta = joint(self._told, segment.text) + segment.text
-        self._told += delta
-        await self._tell({"content": head + delta, **self._completion.annotations(segment.language)})
+        head = "" if self._told.text else await self._begin(segment.language)
+        content = head + self._told.add(segment.text)
+        await self._tell({"content": content, **self._completion.annotations(segment.language)})
 
     async def finish(self, transcript: Transcript) -> None:
         """Tell the rest."""
-        if not self._told:
+        if not self._told.text:
             await self._tell({"content": await self._begin(None), **self._completion.annotations(None)})
         await self._tell({}, "stop")
         if self._include_usage:

@@ -6,20 +6,18 @@ others need a key where keys are set (`_auth`).
 """
 
 from dataclasses import asdict
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from qwen3_asr_server import __version__
 from qwen3_asr_server.domain import EngineInfo
 from qwen3_asr_server.frontends._documents import texts
-from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])
-
-State = Annotated[AppState, Depends(app_state)]
 
 _NOT_WELL: Final[dict[str, Any]] = {
     "description": "No; the reason is in it.",

@@ -4,18 +4,18 @@ Whoever holds a key asks for a ticket and opens the socket with `?ticket=…` in
 itself was checked before the request came here (`_auth`).
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from qwen3_asr_server.frontends._state import AppState, app_state
+from qwen3_asr_server.frontends._state import State
 
 router = APIRouter(tags=["realtime"])
 
 
 @router.post("/api/tickets", status_code=201)
-async def issue_ticket(request: Request, state: Annotated[AppState, Depends(app_state)]) -> JSONResponse:
+async def issue_ticket(request: Request, state: State) -> JSONResponse:
     """Hand out a ticket that opens one WebSocket within `expires_in_s` seconds.
 
     Needs `Authorization: Bearer <key>` when the server has keys. Without keys it works too, so that a page need not

@@ -12,8 +12,9 @@ from typing import Final
 import httpcore
 import httpx
 
-from qwen3_asr_server.errors import InvalidValue, SourceRefused, SourceUnreachable, TooLarge
+from qwen3_asr_server.errors import InvalidValue, SourceRefused, SourceUnreachable
 from qwen3_asr_server.runtime._addresses import GuardedNetwork, Network, Resolver, resolve
+from qwen3_asr_server.runtime._storing import too_large
 
 _HEADERS: Final = ((b"User-Agent", b"qwen3-asr-server"), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity"))
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -90,11 +91,11 @@ async def _fetch(
         length = answered.get("content-length", "")
         left_bytes = max_bytes
         if length.isdecimal() and int(length) > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         async for chunk in response.aiter_stream():
             left_bytes -= len(chunk)
             if left_bytes < 0:
-                raise _too_large(max_bytes)
+                raise too_large(max_bytes)
             await write(chunk)
     return None
 
@@ -111,7 +112,3 @@ def _parsed(text: str | httpx.URL) -> httpx.URL:
     if len(url.raw_path) > _MOST_URL_BYTES:
         raise InvalidValue("The URL is too long.")
     return url
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The file is larger than {max_bytes} bytes.")

@@ -25,7 +25,7 @@ from typing import BinaryIO, Final, NoReturn, Self
 import numpy as np
 
 from qwen3_asr_server.domain import Samples
-from qwen3_asr_server.errors import AsrServerError, MediaError, TooLarge, TooLong
+from qwen3_asr_server.errors import AsrServerError, MediaError, TooLong
 from qwen3_asr_server.runtime._media_wire import (
     HEADER,
     MAX_BODY_BYTES,
@@ -37,6 +37,7 @@ from qwen3_asr_server.runtime._media_wire import (
     Task,
     parsed,
 )
+from qwen3_asr_server.runtime._storing import too_large
 
 WORKER: Final = (sys.executable, "-P", "-m", "qwen3_asr_server.runtime._media_worker")
 """The command line of a decoding process."""
@@ -230,7 +231,7 @@ def _opened(path: Path, max_bytes: int) -> BinaryIO:
         if found.st_size == 0:
             raise MediaError("The file is empty.")
         if found.st_size > max_bytes:
-            raise TooLarge(f"The file is larger than {max_bytes} bytes.")
+            raise too_large(max_bytes)
         file.seek(0)
     except BaseException:
         file.close()

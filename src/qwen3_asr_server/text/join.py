@@ -1,7 +1,7 @@
 """Join the texts of neighbouring pieces, and take out what two overlapping pieces both heard.
 
 Spaces stand between words of spaced scripts only, which is told from the characters at the joint. Knows no
-audio and no sessions; the session machine calls it with the texts of pieces and of finals.
+audio and no sessions; called with the texts of pieces, of finals and of segments.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,23 @@ def joint(left: str, right: str) -> str:
     if not left or not right or left[-1].isspace() or right[0].isspace():
         return ""
     return "" if is_unspaced(left[-1]) or is_unspaced(right[0]) or right[0] in _CLOSING else " "
+
+
+class GrowingText:
+    """A text that grows by its parts, which are told as they come.
+
+    Attributes:
+        text: all of it so far.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def add(self, part: str) -> str:
+        """Add a part without outer white space; return by what the text has grown."""
+        delta = joint(self.text, part) + part
+        self.text += delta
+        return delta
 
 
 def join_texts(parts: Sequence[str]) -> str:

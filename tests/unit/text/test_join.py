@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qwen3_asr_server.text.join import join_texts, merge_overlap
+from qwen3_asr_server.text.join import GrowingText, join_texts, merge_overlap
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,12 @@ from qwen3_asr_server.text.join import join_texts, merge_overlap
 )
 def test_join(parts: list[str], joined: str) -> None:
     assert join_texts(parts) == joined
+
+
+@given(st.lists(st.text(alphabet="ab 今。.,", max_size=6).map(str.strip), max_size=6))
+def test_a_text_grows_to_what_joining_gives(parts: list[str]) -> None:
+    growing = GrowingText()
+    assert "".join([growing.add(part) for part in parts]) == growing.text == join_texts(parts)
 
 
 @given(st.lists(st.text(alphabet="ab 今。.,", max_size=6), max_size=6))
