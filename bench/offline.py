@@ -26,8 +26,9 @@ from _scoring import NORMALISERS, Score, pooled, score
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE
 from qwen3_asr_server.errors import ClientError
+from qwen3_asr_server.runtime.from_settings import media_limits
 from qwen3_asr_server.runtime.media import open_media
-from qwen3_asr_server.runtime.services import Services, media_limits
+from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
 
 PROMPTS = ROOT / "tests" / "data" / "speech" / "prompts.jsonl"

@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE
+from qwen3_asr_server.runtime.from_settings import media_limits
 from qwen3_asr_server.runtime.media import open_media
-from qwen3_asr_server.runtime.services import Services, media_limits
+from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
 
 MOST_MEMORY_MB = 400

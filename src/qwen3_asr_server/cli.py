@@ -88,7 +88,8 @@ def transcribe(settings: Settings, **given: Any) -> int:
 
         return transcribe_files(There(wishes.url, settings.dashscope_api_key.get_secret_value()), wishes)
     from qwen3_asr_server.commands._here import Here
-    from qwen3_asr_server.runtime.services import Services, media_limits
+    from qwen3_asr_server.runtime.from_settings import media_limits
+    from qwen3_asr_server.runtime.services import Services
 
     # These weights and no others, loaded before the first file; how many clients a server takes says nothing here.
     changes = {"model_loading": "eager", "qwen3_asr_other_models": [], "max_recordings": FILES_AT_ONCE}

@@ -38,7 +38,7 @@ ALLOWED = {
 }
 """Layer → the layers it may import, besides itself. `config` is not in it: see `READERS_OF_SETTINGS`."""
 
-READERS_OF_SETTINGS = {"cli", "frontends._app", "runtime.services"}
+READERS_OF_SETTINGS = {"cli", "frontends._app", "runtime.services", "runtime.from_settings"}
 
 PURE = VALUES | TOOLS | {"session", "protocols"}
 IMPURE = {

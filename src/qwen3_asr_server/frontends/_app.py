@@ -33,9 +33,10 @@ from qwen3_asr_server.frontends._websocket import serve_websocket
 from qwen3_asr_server.protocols import load_protocol, protocol_names
 from qwen3_asr_server.protocols._base import Capabilities, ServerProtocol
 from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.from_settings import jobs_options, media_limits, source_limits, upload_folder
 from qwen3_asr_server.runtime.job_work import JobWork
-from qwen3_asr_server.runtime.jobs import Jobs, JobsOptions
-from qwen3_asr_server.runtime.services import Services, media_limits, source_limits, upload_folder
+from qwen3_asr_server.runtime.jobs import Jobs
+from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -146,16 +147,6 @@ def capabilities_of(settings: Settings, services: Services, model: str | None = 
         max_append_bytes=settings.max_append_bytes,
         max_errors=settings.max_errors,
         finish_grace_s=settings.finish_grace_s,
-    )
-
-
-def jobs_options(settings: Settings) -> JobsOptions:
-    """Return where jobs are kept, and their bounds: they leave half of the places to those who wait."""
-    return JobsOptions(
-        folder=settings.data_folder / "jobs",
-        keep_s=settings.keep_files_h * 3600,
-        max_files=settings.max_job_files,
-        at_once=max(1, settings.max_recordings // 2),
     )
 
 

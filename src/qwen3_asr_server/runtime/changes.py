@@ -1,7 +1,7 @@
 """Waiting for a condition over state that several tasks change.
 
 Whoever changes the state tells; whoever waits looks again. All on one event loop, so there is no lock. Used by the
-pool and its leases.
+pool, its leases and `in_flight`.
 """
 
 import asyncio

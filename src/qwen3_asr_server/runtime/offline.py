@@ -288,28 +288,6 @@ class Recording:
         self._progress(done_s, total_s if total_s is None else max(total_s, done_s))
 
 
-def transcribe_segments(
-    workers: Workers,
-    media: Media,
-    options: TranscribeOptions,
-    progress: Progress = no_progress,
-    session: SessionOptions | None = None,
-) -> AsyncGenerator[Segment]:
-    """Yield the segments of a recording, see `Recording.segments`."""
-    return Recording(workers, media, options, session, progress).segments()
-
-
-async def transcribe(
-    workers: Workers,
-    media: Media,
-    options: TranscribeOptions,
-    progress: Progress = no_progress,
-    session: SessionOptions | None = None,
-) -> Transcript:
-    """Return the transcript of a recording; raises what `Recording.segments` raises."""
-    return await transcript_of(Recording(workers, media, options, session, progress))
-
-
 async def transcript_of(recording: Recording, heard: Callable[[Segment], Awaitable[None]] | None = None) -> Transcript:
     """Run a recording to its end.
 

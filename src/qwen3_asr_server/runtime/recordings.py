@@ -3,7 +3,6 @@
 Knows nothing of engines and files; the services own one.
 """
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from qwen3_asr_server.domain import SAMPLE_RATE
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Admission
+from qwen3_asr_server.runtime.in_flight import InFlight
 from qwen3_asr_server.runtime.offline import Recording
 
 
@@ -25,9 +25,7 @@ class Recordings:
     def __init__(self, most: int, metrics: Metrics) -> None:
         self._admission = Admission(most)
         self._metrics = metrics
-        self._open: set[Recording] = set()
-        self._nobody_left = asyncio.Event()
-        self._nobody_left.set()
+        self._open = InFlight[Recording]()
         metrics.recordings_open.set_function(lambda: len(self._open))
 
     def __len__(self) -> int:
@@ -47,17 +45,13 @@ class Recordings:
     @contextmanager
     def watch(self, recording: Recording) -> Iterator[Recording]:
         """Keep account of a recording for the length of the `with` block; then it holds nothing any more."""
-        self._open.add(recording)
-        self._nobody_left.clear()
-        try:
-            yield recording
-        finally:
-            recording.close()
-            self._metrics.recordings.labels("finished" if recording.finished else "aborted").inc()
-            self._metrics.recorded_seconds.inc(recording.received / SAMPLE_RATE)
-            self._open.discard(recording)
-            if not self._open:
-                self._nobody_left.set()
+        with self._open.hold(recording):
+            try:
+                yield recording
+            finally:
+                recording.close()
+                self._metrics.recordings.labels("finished" if recording.finished else "aborted").inc()
+                self._metrics.recorded_seconds.inc(recording.received / SAMPLE_RATE)
 
     def close(self) -> None:
         """Admit nobody any more."""
@@ -65,9 +59,9 @@ class Recordings:
 
     def end_all(self, error: AsrServerError) -> None:
         """End what still runs; whoever waits for a transcript gets the error."""
-        for recording in list(self._open):
+        for recording in self._open:
             recording.end(error)
 
     async def all_over(self) -> None:
         """Wait until none is left."""
-        await self._nobody_left.wait()
+        await self._open.all_over()

@@ -1,8 +1,8 @@
 """Everything that lives as long as the server: engine, VAD, scheduler, admission, metrics, sessions, recordings.
 
 Built from the settings, started and stopped once by the application, asked for sessions by the WebSocket loop and for
-transcripts by the doors for files. The only part of the runtime that reads the settings; what it builds gets small
-option objects. Knows no protocol and no web framework.
+transcripts by the doors for files. Reads the settings; what it builds gets small option objects, which
+`from_settings` makes. Knows no protocol and no web framework.
 
     loading ──▶ ready ──▶ draining ──▶ stopped
        └──▶ failed ◀─┘
@@ -10,38 +10,32 @@ option objects. Knows no protocol and no web framework.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from ipaddress import ip_network
-from pathlib import Path
 from typing import Final, Literal
 
-from qwen3_asr_server.config import READERS, Settings
+from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig, TurnDetection
-from qwen3_asr_server.engines import choose_engine, load_aligner
-from qwen3_asr_server.engines._aligner_memory import ALIGNER_BYTES
-from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine, EngineOptions
+from qwen3_asr_server.engines import load_aligner
+from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine
 from qwen3_asr_server.errors import AsrServerError, InternalError, InvalidValue, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
-from qwen3_asr_server.runtime._download import WebLimits
 from qwen3_asr_server.runtime.admission import Admission, Refused
 from qwen3_asr_server.runtime.alarm import Clock
 from qwen3_asr_server.runtime.aligning import AlignerDesk
-from qwen3_asr_server.runtime.live import LiveOptions, LiveSession, Workers
-from qwen3_asr_server.runtime.media import MediaLimits
-from qwen3_asr_server.runtime.models import ModelNames, build_engines, named_paths
+from qwen3_asr_server.runtime.from_settings import engines_of, live_options, scheduler_options, session_options
+from qwen3_asr_server.runtime.in_flight import InFlight
+from qwen3_asr_server.runtime.live import LiveSession, Workers
+from qwen3_asr_server.runtime.models import ModelNames
 from qwen3_asr_server.runtime.offline import Media, Progress, Recording, no_progress, transcript_of
 from qwen3_asr_server.runtime.outbox import OutboxOptions
 from qwen3_asr_server.runtime.pool import Pool, PoolOptions, PoolStatus
 from qwen3_asr_server.runtime.recordings import Recordings
-from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
-from qwen3_asr_server.runtime.sources import SourceLimits
+from qwen3_asr_server.runtime.scheduler import StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies
-from qwen3_asr_server.runtime.uploads import UploadFolder
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.transcript import Transcript
@@ -50,13 +44,6 @@ from qwen3_asr_server.vad._base import VadModel
 from qwen3_asr_server.vad._batcher import VadBatcher
 
 _log = logging.getLogger(__name__)
-
-_BATCHED_STEPS: Final = 32
-"""Steps at once, of each sort, on an engine that batches them."""
-_BATCHED_RECORDED: Final = 16
-"""Pieces of recordings at once on such an engine."""
-_DECODERS_RECORDED: Final = 2
-"""Pieces of recordings at once on an engine with a fixed number of streams, never more than half of these."""
 
 State = Literal["loading", "ready", "failed", "draining", "stopped"]
 Status = Literal["loading", "ready", "full", "restarting", "failed", "draining", "stopped"]
@@ -95,16 +82,14 @@ class Services:
         clock: Clock = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._engines = {engine.info.model: engine} if engine else _engines(settings)
+        self._engines = {engine.info.model: engine} if engine else engines_of(settings)
         self._vad = vad
         self._clock = clock
         self._started_at = clock()
         self._lazy = settings.model_loading == "lazy"
         self._workers: Workers | None = None
-        self._live: set[LiveSession] = set()
+        self._live = InFlight[LiveSession]()
         self._latencies = Latencies()
-        self._nobody_left = asyncio.Event()
-        self._nobody_left.set()
         self.state: State = "loading"
         self.metrics = Metrics()
         self.aligner = self._aligner_desk(aligner)
@@ -204,9 +189,9 @@ class Services:
         try:
             async with asyncio.timeout(self._settings.shutdown_timeout_s if timeout_s is None else timeout_s):
                 async with asyncio.TaskGroup() as group:
-                    for live in list(self._live):
+                    for live in self._live:
                         group.create_task(live.submit(Finish()))
-                await self._nobody_left.wait()
+                await self._live.all_over()
                 await self.recordings.all_over()
         except TimeoutError:
             left = {"sessions": len(self._live), "recordings": len(self.recordings)}
@@ -319,16 +304,7 @@ class Services:
     def _start_workers(self, vad: VadModel) -> Workers:
         batcher = VadBatcher(vad, on_batch=self._note_batch)
         batcher.start()
-        settings = self._settings
-        steps = _steps_at_once(self.engine_info)
-        options = SchedulerOptions(
-            max_partials=steps,
-            max_urgent=steps,
-            max_recorded=_recorded_at_once(self.engine_info),
-            longest_interval_s=settings.streaming_chunk_size_sec,
-            step_timeout_s=settings.decode_timeout_s + settings.queue_timeout_s,
-            queue_timeout_s=settings.queue_timeout_s,
-        )
+        options = scheduler_options(self._settings, self.engine_info)
         scheduler = StepScheduler(options, self.metrics, self._clock, self._died)
         scheduler.on_crash = self.pool.look
         scheduler.start()
@@ -368,16 +344,13 @@ class Services:
         if self._crowded:
             raise Refused("No recognition capacity is free; try again later.", reason="crowded")
         with self.pool.lease(model):
-            live = LiveSession(config, self._live_options(model), workers, emit)
-            self._live.add(live)
-            self._nobody_left.clear()
-            try:
-                yield live
-            finally:
-                live.end("aborted")
-                self._live.discard(live)
-                if not self._live:
-                    self._nobody_left.set()
+            options = live_options(self._settings, self._session_options(model))
+            live = LiveSession(config, options, workers, emit)
+            with self._live.hold(live):
+                try:
+                    yield live
+                finally:
+                    live.end("aborted")
 
     def _ready_workers(self) -> Workers:
         if self._workers is None or self.state == "failed":
@@ -388,29 +361,12 @@ class Services:
         self.admission.close()
         self.recordings.close()
 
-    def _live_options(self, model: str) -> LiveOptions:
-        settings = self._settings
-        return LiveOptions(
-            self._session_options(model),
-            max_append_s=settings.max_append_s,
-            buffer_high_s=settings.buffer_high_s,
-            buffer_low_s=settings.buffer_low_s,
-            log_transcripts=settings.log_transcripts,
-        )
-
     def _session_options(self, model: str) -> SessionOptions:
-        settings = self._settings
-        return SessionOptions(
-            default_language=self.info_of(model).default_language,
-            max_utterance_s=settings.max_utterance_s,
-            manual_max_s=settings.manual_max_s,
-            idle_timeout_s=settings.idle_timeout_s,
-            finish_timeout_s=settings.finish_timeout_s,
-            align_words=self.aligner is not None,
-        )
+        language = self.info_of(model).default_language
+        return session_options(self._settings, language, align_words=self.aligner is not None)
 
     def _end_all(self, reason: str, error: AsrServerError) -> None:
-        for live in list(self._live):
+        for live in self._live:
             live.end(reason, error)
         self.recordings.end_all(error)
 
@@ -420,63 +376,4 @@ class Services:
 
     @property
     def _buffered_s(self) -> float:
-        return sum(live.buffered_samples for live in tuple(self._live)) / SAMPLE_RATE
-
-
-def _steps_at_once(info: EngineInfo) -> int:
-    """Return how many partials, and how many finals, may run side by side.
-
-    An engine with a fixed number of streams works on the processor: more steps than cores would only make each
-    slower, and its deadline counts while it works.
-    """
-    return _BATCHED_STEPS if info.max_streams is None else min(info.max_streams, os.cpu_count() or 1)
-
-
-def media_limits(settings: Settings) -> MediaLimits:
-    """Return what one recording may cost."""
-    return MediaLimits(max_bytes=settings.max_upload_bytes, max_audio_s=settings.max_recording_s)
-
-
-def source_limits(settings: Settings) -> SourceLimits:
-    """Return what fetching a recording may cost, and where it may come from."""
-    networks = tuple(ip_network(network) for network in settings.fetch_trusted_networks)
-    return SourceLimits(
-        max_bytes=settings.max_upload_bytes,
-        web=WebLimits(total_s=settings.fetch_timeout_s, trusted_networks=networks),
-        roots=tuple(Path(folder) for folder in settings.recording_folders),
-        uploads=upload_folder(settings),
-    )
-
-
-def upload_folder(settings: Settings) -> UploadFolder:
-    """Return where uploads are kept, and how long."""
-    return UploadFolder(settings.data_folder / "uploads", settings.keep_files_h * 3600)
-
-
-def _recorded_at_once(info: EngineInfo) -> int:
-    """Return how many pieces of recordings may run side by side while nobody speaks."""
-    if info.max_streams is None:
-        return _BATCHED_RECORDED
-    return max(1, min(_DECODERS_RECORDED, info.max_streams // 2))
-
-
-def _engines(settings: Settings) -> dict[str, Engine]:
-    options = EngineOptions(
-        model_path=settings.qwen3_asr_model_path,
-        dtype=settings.model_dtype,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        max_new_tokens=settings.max_new_tokens,
-        decode_timeout_s=settings.decode_timeout_s,
-        queue_timeout_s=settings.queue_timeout_s,
-        longest_interval_s=settings.streaming_chunk_size_sec,
-        kv_cache_bytes=round(settings.kv_cache_gb * 2**30) or None,
-        reserved_bytes=ALIGNER_BYTES if settings.word_times else 0,
-        max_decoders=settings.pocketsphinx_decoders,
-        server_urls=settings.vllm_urls,
-        server_key=settings.vllm_api_key.get_secret_value(),
-        connect_timeout_s=settings.vllm_connect_timeout_s,
-    )
-    choice = choose_engine(settings.engine, options)
-    _log.info("engine chosen", extra={"engine": choice.name, "reason": choice.reason})
-    others = settings.qwen3_asr_other_models if choice.name in READERS["qwen3_asr_other_models"] else ()
-    return build_engines(choice.name, options, named_paths(settings.qwen3_asr_model_path, others))
+        return sum(live.buffered_samples for live in self._live) / SAMPLE_RATE

@@ -20,7 +20,7 @@ from qwen3_asr_server.errors import (
     InvalidValue,
     ShuttingDown,
 )
-from qwen3_asr_server.runtime.offline import MAX_PIECES, RETRY_AFTER_S, Recording, transcribe_segments
+from qwen3_asr_server.runtime.offline import MAX_PIECES, RETRY_AFTER_S, Recording
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
@@ -126,7 +126,7 @@ async def test_each_segment_is_told_as_soon_as_it_is_there():
     engine = SlowEngine(step_s=0.5)
     async with studio(engine) as place:
         media = MemoryMedia(utterances(5))
-        segments = transcribe_segments(place.workers, media, TranscribeOptions())
+        segments = Recording(place.workers, media, TranscribeOptions()).segments()
         async with aclosing(segments):
             times = [clock() async for _ in segments]
     assert times[0] < times[-1] + 0.01
@@ -481,9 +481,8 @@ async def test_cancellation_gives_everything_back():
 async def test_so_does_whoever_reads_no_further():
     engine = SlowEngine(uneven=True)
     async with studio(engine) as place:
-        async with aclosing(
-            transcribe_segments(place.workers, MemoryMedia(utterances(30)), TranscribeOptions())
-        ) as segments:
+        recording = Recording(place.workers, MemoryMedia(utterances(30)), TranscribeOptions())
+        async with aclosing(recording.segments()) as segments:
             async for _ in segments:
                 break
         await settle()

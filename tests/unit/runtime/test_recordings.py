@@ -9,7 +9,8 @@ from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import EngineInfo, TurnDetection
 from qwen3_asr_server.errors import InvalidValue, ShuttingDown
 from qwen3_asr_server.runtime.admission import Refused
-from qwen3_asr_server.runtime.services import Services, _recorded_at_once
+from qwen3_asr_server.runtime.from_settings import scheduler_options
+from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine
@@ -118,4 +119,4 @@ async def test_stopping_does_not():
 @pytest.mark.parametrize(("streams", "recorded"), [(None, 16), (1, 1), (2, 1), (3, 1), (4, 2), (64, 2)])
 def test_file_work_takes_at_most_two_decoders_and_half_of_them(streams, recorded):
     info = EngineInfo("x", "x", "x", frozenset(), "en", production=False, max_streams=streams)
-    assert _recorded_at_once(info) == recorded
+    assert scheduler_options(Settings(_env_file=None), info).max_recorded == recorded
