@@ -13,7 +13,7 @@ from qwen3_asr_server.engines._base import Engine
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.aligning import AlignerDesk
 from qwen3_asr_server.runtime.live import Workers
-from qwen3_asr_server.runtime.offline import Recording, transcript_of
+from qwen3_asr_server.runtime.offline import Recording, transcribe
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions, StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies
 from qwen3_asr_server.session.options import SessionOptions
@@ -71,7 +71,7 @@ class Studio:
         note = self.progress.append
         session = session or SessionOptions(align_words=True)
         wanted = TranscribeOptions(**options)
-        return await transcript_of(Recording(self.workers, media, wanted, session, lambda *at: note(at)))
+        return await transcribe(Recording(self.workers, media, wanted, session, lambda *at: note(at)))
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from qwen3_asr_server.engines._vllm_request import PRIORITIES, RECORDED_PRIORITY
 from qwen3_asr_server.engines._vllm_room import RECORDED_SHARE, KvRoom
 from qwen3_asr_server.engines.vllm import VllmEngine
 from qwen3_asr_server.frontends._app import create_server
-from qwen3_asr_server.runtime.offline import Recording, transcript_of
+from qwen3_asr_server.runtime.offline import Recording, transcribe
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.options import PieceRule, SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
@@ -68,7 +68,7 @@ class Place:
         media, wanted = MemoryMedia(audio), TranscribeOptions(**options)
         if session is None:
             return await self.services.transcribe(media, wanted)
-        return await transcript_of(Recording(self.services._ready_workers(), media, wanted, session))
+        return await transcribe(Recording(self.services._ready_workers(), media, wanted, session))
 
     async def text_of(self, audio: Samples) -> str:
         return (await self.transcribe(audio)).text

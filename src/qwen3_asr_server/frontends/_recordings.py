@@ -15,7 +15,7 @@ from typing import Final
 from qwen3_asr_server.errors import InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._state import AppState
 from qwen3_asr_server.runtime.media import MediaLimits, open_media
-from qwen3_asr_server.runtime.offline import Progress, Recording, no_progress, transcript_of
+from qwen3_asr_server.runtime.offline import Progress, Recording, no_progress, transcribe
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.languages import find
@@ -77,7 +77,7 @@ async def transcribed(
     began = time.monotonic()
     async with _open(state, path, wish, progress, limits) as recording:
         loaded = time.monotonic()
-        transcript = await transcript_of(recording, heard)
+        transcript = await transcribe(recording, heard)
     return Result(transcript, loaded - began, time.monotonic() - loaded)
 
 

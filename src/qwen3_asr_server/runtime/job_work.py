@@ -18,7 +18,7 @@ from qwen3_asr_server.runtime._job_failures import NobodySpeaks, NoWords
 from qwen3_asr_server.runtime.job_results import JobResult
 from qwen3_asr_server.runtime.job_values import Claim, JobWish
 from qwen3_asr_server.runtime.media import MediaLimits, MediaReader, open_media
-from qwen3_asr_server.runtime.offline import Progress, transcript_of
+from qwen3_asr_server.runtime.offline import Progress, transcribe
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import SourceLimits, fetched, source_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
@@ -72,7 +72,7 @@ class JobWork:
             chosen = _Chosen(media, channels)
             with services.open_recording(chosen, options, progress, model=wish.model) as recording:
                 await services.pool.loaded()
-                transcript = await transcript_of(recording)
+                transcript = await transcribe(recording)
         if not recording.pieces:
             raise NobodySpeaks("No speech was found in the file.")
         if not transcript.segments:

@@ -288,12 +288,16 @@ class Recording:
         self._progress(done_s, total_s if total_s is None else max(total_s, done_s))
 
 
-async def transcript_of(recording: Recording, heard: Callable[[Segment], Awaitable[None]] | None = None) -> Transcript:
-    """Run a recording to its end.
+async def transcribe(recording: Recording, heard: Callable[[Segment], Awaitable[None]] | None = None) -> Transcript:
+    """Transcribe a recording to its end: the one way that every door and every job goes.
 
     Args:
         recording: one that nobody has iterated.
         heard: given each segment as soon as it is known; the recording is read no further meanwhile.
+
+    Raises:
+        ClientError: the audio cannot be read, or an option does not suit the engine.
+        AsrServerError: recognition failed, or was ended.
     """
     found: list[Segment] = []
     async with aclosing(recording.segments()) as segments:

@@ -30,7 +30,7 @@ from qwen3_asr_server.runtime.from_settings import engines_of, live_options, sch
 from qwen3_asr_server.runtime.in_flight import InFlight
 from qwen3_asr_server.runtime.live import LiveSession, Workers
 from qwen3_asr_server.runtime.models import ModelNames
-from qwen3_asr_server.runtime.offline import Media, Progress, Recording, no_progress, transcript_of
+from qwen3_asr_server.runtime.offline import Media, Progress, Recording, no_progress, transcribe
 from qwen3_asr_server.runtime.outbox import OutboxOptions
 from qwen3_asr_server.runtime.pool import Pool, PoolOptions, PoolStatus
 from qwen3_asr_server.runtime.recordings import Recordings
@@ -276,7 +276,7 @@ class Services:
             AsrServerError: the audio cannot be read, or recognition failed.
         """
         with self.open_recording(media, options, progress, model=model) as recording:
-            return await transcript_of(recording)
+            return await transcribe(recording)
 
     def stats(self) -> dict[str, object]:
         """Return the numbers for `/stats`."""
