@@ -61,7 +61,7 @@ class Exchange:
     def announced_bytes(self) -> int:
         """Length of the body by its own account; 0 where it gives none."""
         length = self.headers.get("content-length", "")
-        return int(length) if length.isdigit() else 0
+        return int(length) if length.isdecimal() else 0
 
     async def body(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes; once."""
