@@ -77,6 +77,20 @@ def test_a_server_writes_what_an_engine_here_would(
     assert capsys.readouterr().out == expected != ""
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_server_tells_of_a_file_that_breaks_off_as_an_engine_here_would(
+    server: RunningServer, capsys: Any, form: Any
+) -> None:
+    Path("talk.wav").write_bytes(SPEECH[: len(SPEECH) // 2])
+    wishes = Wishes([Path("talk.wav")], form=form, stdout=True)
+    services = Services(make_settings(), engine=FakeEngine(), vad=EnergyVad())
+    assert transcribe_files(Here(services, MediaLimits()), wishes) == 0
+    expected = capsys.readouterr()
+    assert "talk.wav: The file breaks off" in expected.err
+    assert transcribe_files(There(address_of(server.ws_url), KEY), wishes) == 0
+    assert capsys.readouterr() == expected
+
+
 def test_files_come_out_in_their_order_and_beside_the_recordings(server: RunningServer, capsys: Any) -> None:
     Path("loud.wav").write_bytes(call())
     files = ["talk.wav", "loud.wav"] * 3

@@ -134,6 +134,18 @@ async def test_many_files(client: Client, web: WebServer) -> None:
     assert all(sentence["words"] for sentence in transcript["sentences"])
 
 
+@pytest.mark.parametrize("channels", [None, [0]])
+@pytest.mark.parametrize("many", [True, False])
+async def test_a_file_that_breaks_off(client: Client, web: WebServer, many: bool, channels: list[int] | None) -> None:
+    for file, told in ((SPEECH, None), (SPEECH[: len(SPEECH) // 2], True)):
+        web.answers["/talk.wav"] = ok(file)
+        output = (await client.done(web.url("/talk.wav"), many=many, channel_id=channels))["output"]
+        (result,) = output["results"] if many else [output["result"]]
+        answer = await client.http.get(result["transcription_url"])
+        assert answer.json().get("audio_truncated") == told
+        assert answer.headers.get("X-Audio-Truncated") == (told and "true")
+
+
 async def test_channels_kept_apart(client: Client, web: WebServer) -> None:
     samples = np.zeros((3 * RATE, 2), np.float32)
     samples[: RATE // 2, 0] = 0.25

@@ -17,6 +17,7 @@ from support.doors import (
     CHAT,
     COMPATIBLE,
     DASHSCOPE,
+    DASHSCOPE_EVENTS,
     DOORS,
     OPENAI,
     REST,
@@ -24,8 +25,10 @@ from support.doors import (
     SPEECH,
     Asked,
     assert_nothing_left,
+    audio_url,
     broken,
     chat,
+    data_url,
     get,
     post,
     user,
@@ -36,6 +39,7 @@ from support.fake_engine import FakeEngine
 from support.server import RunningServer, running_server
 
 FORMS = (REST, OPENAI)
+HALF_OF_IT = SPEECH[: len(SPEECH) // 2]
 MAX_BYTES = 200_000
 
 FAULTS: dict[str, tuple[str, Asked]] = {
@@ -119,10 +123,41 @@ def test_silence_is_an_empty_text(server: RunningServer, door: str) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_a_file_that_breaks_off_gives_what_was_there(server: RunningServer, door: str) -> None:
-    whole, half = (DOORS[door].ask(server.http_url, Asked(file)) for file in (SPEECH, SPEECH[: len(SPEECH) // 2]))
+    whole, half = (DOORS[door].ask(server.http_url, Asked(file)) for file in (SPEECH, HALF_OF_IT))
     assert half.status_code == 200
     assert DOORS[door].text(whole).startswith(DOORS[door].text(half))
     assert 0 < len(DOORS[door].text(half)) < len(DOORS[door].text(whole))
+    assert [DOORS[door].body(answer).get("audio_truncated") for answer in (whole, half)] == [None, True]
+    in_a_header = None if door == DASHSCOPE_EVENTS else "true"  # events begin before anybody knows
+    assert [answer.headers.get("X-Audio-Truncated") for answer in (whole, half)] == [None, in_a_header]
+
+
+@pytest.mark.parametrize("kind", ["text", "srt", "vtt", "json", "verbose_json"])
+@pytest.mark.parametrize("door", FORMS)
+def test_every_format_says_in_a_header_that_the_file_breaks_off(server: RunningServer, door: str, kind: str) -> None:
+    for file, told in ((SPEECH, None), (HALF_OF_IT, "true")):
+        answer = post(server, door, file, **{"format" if door == REST else "response_format": kind})
+        assert answer.headers.get("X-Audio-Truncated") == told
+        if "json" in kind:
+            assert answer.json().get("audio_truncated") == (True if told else None)
+
+
+STREAMED = {
+    "REST": (REST, lambda file: {"files": {"file": file}, "data": {"stream": "true"}}),
+    "REST, subtitles": (REST, lambda file: {"files": {"file": file}, "data": {"stream": "true", "format": "srt"}}),
+    "OpenAI": (OPENAI, lambda file: {"files": {"file": file}, "data": {"stream": "true"}}),
+    "chat": (CHAT, lambda file: {"json": chat(audio_url(data_url(file)), stream=True)}),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_the_last_event_says_that_the_file_breaks_off(server: RunningServer, name: str) -> None:
+    door, request = STREAMED[name]
+    for file, told in ((SPEECH, 0), (HALF_OF_IT, 1)):
+        answer = httpx.post(server.http_url + door, **request(file), trust_env=False, timeout=20)
+        *before, last = answer.text.replace("data: [DONE]\n\n", "").removesuffix("\n\n").split("\n\n")
+        assert last.count('"audio_truncated": true') == told
+        assert "audio_truncated" not in "".join(before)
 
 
 @pytest.mark.parametrize("door", DOORS)

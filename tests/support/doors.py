@@ -78,6 +78,8 @@ class Door:
     ask: Callable[[str, Asked], httpx.Response]
     """Takes the server's address."""
     text: Callable[[httpx.Response], str]
+    body: Callable[[httpx.Response], dict[str, Any]]
+    """Returns the object that says of a file that it broke off, in an answer or its last event."""
     error: Callable[[httpx.Response], dict[str, Any]]
     """Returns the error in an answer, after a look at its form."""
     failures: Mapping[str, Failure]
@@ -105,7 +107,8 @@ def data_url(file: bytes) -> str:
     return f"data:audio/wav;base64,{base64.b64encode(file).decode()}"
 
 
-def _as_audio_url(url: str) -> dict[str, Any]:
+def audio_url(url: str) -> dict[str, Any]:
+    """Return a part of a chat message."""
     return {"type": "audio_url", "audio_url": {"url": url}}
 
 
@@ -128,6 +131,10 @@ def _chat(path: str, part: Callable[[str], dict[str, Any]]) -> Callable[[str, As
 
 def _content(answer: httpx.Response) -> str:
     return str(answer.json()["choices"][0]["message"]["content"]).rpartition("<asr_text>")[2]
+
+
+def _body(answer: httpx.Response) -> dict[str, Any]:
+    return dict(answer.json())
 
 
 def _plain_error(answer: httpx.Response) -> dict[str, Any]:
@@ -204,10 +211,14 @@ def dashscope_frames(answer: httpx.Response) -> list[tuple[list[str], Any]]:
     return [(lines[:-1], json.loads(lines[-1].removeprefix("data:"))) for lines in blocks]
 
 
-def _dashscope_text(answer: httpx.Response) -> str:
+def _dashscope_output(answer: httpx.Response) -> dict[str, Any]:
     is_json = answer.headers["content-type"] == "application/json"
     body = answer.json() if is_json else dashscope_frames(answer)[-1][1]
-    return str(body["output"]["choices"][0]["message"]["content"][0]["text"])
+    return dict(body["output"])
+
+
+def _dashscope_text(answer: httpx.Response) -> str:
+    return str(_dashscope_output(answer)["choices"][0]["message"]["content"][0]["text"])
 
 
 def _dashscope_error(answer: httpx.Response) -> dict[str, Any]:
@@ -234,11 +245,12 @@ _DASHSCOPE_FAILURES = {
 }
 
 DOORS: Mapping[str, Door] = {
-    CHAT: Door(_chat(CHAT, _as_audio_url), _content, _openai_error, _CHAT_FAILURES),
-    COMPATIBLE: Door(_chat(COMPATIBLE, _as_input_audio), _content, _openai_error, _CHAT_FAILURES),
+    CHAT: Door(_chat(CHAT, audio_url), _content, _body, _openai_error, _CHAT_FAILURES),
+    COMPATIBLE: Door(_chat(COMPATIBLE, _as_input_audio), _content, _body, _openai_error, _CHAT_FAILURES),
     REST: Door(
         _form(REST),
         lambda answer: str(answer.json()["text"]),
+        _body,
         _plain_error,
         {
             "no file": Failure(400, "InvalidParameter"),
@@ -257,6 +269,7 @@ DOORS: Mapping[str, Door] = {
     OPENAI: Door(
         _form(OPENAI),
         lambda answer: str(answer.json()["text"]),
+        _body,
         _openai_error,
         {
             "no file": Failure(400, "invalid_value"),
@@ -269,8 +282,12 @@ DOORS: Mapping[str, Door] = {
             "no model loaded": Failure(503, "server_overloaded"),
         },
     ),
-    DASHSCOPE: Door(_dashscope(events=False), _dashscope_text, _dashscope_error, _DASHSCOPE_FAILURES),
-    DASHSCOPE_EVENTS: Door(_dashscope(events=True), _dashscope_text, _dashscope_error, _DASHSCOPE_FAILURES),
+    DASHSCOPE: Door(
+        _dashscope(events=False), _dashscope_text, _dashscope_output, _dashscope_error, _DASHSCOPE_FAILURES
+    ),
+    DASHSCOPE_EVENTS: Door(
+        _dashscope(events=True), _dashscope_text, _dashscope_output, _dashscope_error, _DASHSCOPE_FAILURES
+    ),
 }
 
 

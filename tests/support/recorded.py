@@ -33,6 +33,7 @@ class MemoryMedia:
     """How often the audio is repeated."""
     known: bool = True
     """Whether it says how long it is."""
+    cut_short: bool = False
     read: int = 0
     """Samples read so far."""
 

@@ -24,6 +24,7 @@ from qwen3_asr_server.commands._transcriber import Abilities, Unserved, Written
 from qwen3_asr_server.errors import MediaError, Overloaded
 
 STATUS: Final = "/api/status"
+_TRUNCATED: Final = "audio_truncated"
 PATIENCE_S: Final = 600.0
 """How long a server may be full before a file is given up."""
 
@@ -89,14 +90,14 @@ class There:
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return Written(await self._asked(source, wishes, bar))
+                return await self._asked(source, wishes, bar)
             except Overloaded as full:
                 if time.monotonic() + full.retry_after_s > until:
                     raise
                 bar.show(0, None, "the server is full")
                 await asyncio.sleep(full.retry_after_s)
 
-    async def _asked(self, source: Path, wishes: Wishes, bar: Bar) -> str:
+    async def _asked(self, source: Path, wishes: Wishes, bar: Bar) -> Written:
         assert self._client is not None
         with _opened(source, bar) as file, _told(self._base):
             # No name: the server does not want it, and it may not be fit for a header.
@@ -110,7 +111,7 @@ class There:
                         case "progress":
                             bar.heard(data["done_seconds"], data["total_seconds"])
                         case "result":
-                            return _rendered(data, wishes)
+                            return Written(_rendered(data, wishes), _TRUNCATED in data)
                         case "error":
                             raise Unserved(data["message"])
         raise Unserved("The server broke off.")
@@ -207,5 +208,6 @@ def _rendered(result: dict[str, Any], wishes: Wishes) -> str:
         return str(result["content"])
     if wishes.form == "json":
         channels = [{"channel": entry["channel_id"], "text": entry["text"]} for entry in result.get("channels", ())]
-        result = {"text": result["text"]} | ({"channels": channels} if wishes.channels else {})
+        said = {name: result[name] for name in ("text", _TRUNCATED) if name in result}
+        result = said | ({"channels": channels} if wishes.channels else {})
     return json.dumps(result, ensure_ascii=False) + "\n"

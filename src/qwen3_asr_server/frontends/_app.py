@@ -25,7 +25,7 @@ from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.frontends import _errors
 from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Tickets
 from qwen3_asr_server.frontends._documents import document
-from qwen3_asr_server.frontends._recordings import TIME_HEADERS
+from qwen3_asr_server.frontends._recordings import TIME_HEADERS, TRUNCATED_HEADER
 from qwen3_asr_server.frontends._server import Server
 from qwen3_asr_server.frontends._state import AppState
 from qwen3_asr_server.frontends._upload_policy import UploadPolicies
@@ -212,7 +212,7 @@ def _guard(app: FastAPI, settings: Settings, state: AppState) -> None:
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After", *TIME_HEADERS],
+            expose_headers=["Retry-After", *TIME_HEADERS, TRUNCATED_HEADER],
         )
 
 

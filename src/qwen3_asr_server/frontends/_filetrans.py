@@ -16,6 +16,7 @@ from qwen3_asr_server.runtime.job_results import JobResult
 from qwen3_asr_server.runtime.job_values import Failure, Job, JobFile, JobState, JobStatus
 from qwen3_asr_server.text.join import join_texts
 from qwen3_asr_server.text.special_words import SpecialWords, finished
+from qwen3_asr_server.text.subtitles import truncation_of
 from qwen3_asr_server.text.transcript import Segment
 from qwen3_asr_server.text.units import split_units
 
@@ -97,9 +98,10 @@ def result_file(result: JobResult, emotion: str) -> dict[str, Any]:
                 "sentences": sentences,
             }
         )
+    file = {"file_url": result.url, **truncation_of(transcript)}
     if one:
         return {
-            "file_url": result.url,
+            **file,
             "audio_info": {"format": _container(kind.container), "sample_rate": kind.rate},
             "transcripts": transcripts,
         }
@@ -109,7 +111,7 @@ def result_file(result: JobResult, emotion: str) -> dict[str, Any]:
         "original_sampling_rate": kind.rate,
         "original_duration_in_milliseconds": ms_of_samples(transcript.duration),
     }
-    return {"file_url": result.url, "properties": properties, "transcripts": transcripts}
+    return {**file, "properties": properties, "transcripts": transcripts}
 
 
 # Polls

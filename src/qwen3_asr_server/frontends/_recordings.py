@@ -24,6 +24,9 @@ from qwen3_asr_server.text.transcript import Segment, Transcript
 TIME_HEADERS: Final = ("X-Time-Load", "X-Time-Process", "X-Time-Total")
 """Seconds that an answer took: until the model was there, from then on, and in all with the upload."""
 
+TRUNCATED_HEADER: Final = "X-Audio-Truncated"
+"""`true` where the file ended before it should. Answers told as events say it in the last one."""
+
 VENDOR_MODEL: Final = re.compile(r"qwen3-asr-flash(-us)?(-\d{4}-\d{2}-\d{2})?(-us)?", re.IGNORECASE)
 """The vendor's names for its model of recordings; they stand for the default model, as its realtime names do."""
 
@@ -91,6 +94,11 @@ async def _open(
         with services.open_recording(media, wish.options, progress, model=wish.model) as recording:
             await services.pool.loaded()
             yield recording
+
+
+def truncation_header(transcript: Transcript) -> dict[str, str]:
+    """Return the header of an answer about a file that ended before it should; none about others."""
+    return {TRUNCATED_HEADER: "true"} if transcript.cut_short else {}
 
 
 def model_named(services: Services, asked: str, also: frozenset[str] = frozenset()) -> str:

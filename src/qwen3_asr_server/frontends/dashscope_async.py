@@ -23,6 +23,7 @@ from qwen3_asr_server.frontends._errors import Codes, not_found
 from qwen3_asr_server.frontends._filetrans import result_file, task_line, task_of
 from qwen3_asr_server.frontends._filetrans_fields import SCHEMA, request_of
 from qwen3_asr_server.frontends._form import json_body
+from qwen3_asr_server.frontends._recordings import truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._vendor import CODES, new_request_id, own_url, vendor_answer, vendor_error
 from qwen3_asr_server.runtime.job_values import JobsQuery, JobState, NewJob
@@ -127,7 +128,7 @@ async def result(name: str, state: State) -> Response:
     if found is None:
         return not_found("There is no such result, or not any more.")
     body = await asyncio.to_thread(lambda: JSONResponse(result_file(found, state.emotion)))
-    body.headers["Cache-Control"] = "private, no-store"
+    body.headers.update({"Cache-Control": "private, no-store", **truncation_header(found.transcript)})
     return body
 
 

@@ -6,7 +6,7 @@ A message with an audio URL in, the text of it out: whole, or as server-sent eve
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from qwen3_asr_server.frontends._documents import texts
 from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
 from qwen3_asr_server.frontends._multipart import MAX_PARTS
-from qwen3_asr_server.frontends._recordings import Wish, language_named, transcribed
+from qwen3_asr_server.frontends._recordings import Wish, language_named, transcribed, truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import text_tokens, whole_seconds
 from qwen3_asr_server.frontends._vendor import (
@@ -36,6 +36,7 @@ from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.sources import fetched, source_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.join import GrowingText
+from qwen3_asr_server.text.subtitles import truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["dashscope"])
@@ -144,7 +145,9 @@ async def _answer(exchange: Exchange, state: AppState, request_id: str) -> Respo
     async with _received(exchange, state) as (call, path):
         result = await transcribed(state, path, call.wish, limits=_media_limits(state))
     told = _all_of(result.transcript)
-    return vendor_answer(_body(call, state, told, told.text, over=True), request_id)
+    answer = vendor_answer(_body(call, state, told, told.text, over=True), request_id)
+    answer.headers.update(truncation_header(result.transcript))
+    return answer
 
 
 async def _tell(exchange: Exchange, state: AppState, frames: Frames) -> None:
@@ -252,10 +255,12 @@ class _Told:
     language: str | None = None
     samples: int = 0
     """How much of it was heard."""
+    truncation: dict[str, bool] = field(default_factory=dict)
+    """Said at the end, where the file ended before it should."""
 
 
 def _all_of(transcript: Transcript) -> _Told:
-    return _Told(transcript.text, transcript.language, transcript.duration)
+    return _Told(transcript.text, transcript.language, transcript.duration, truncation_of(transcript))
 
 
 def _body(call: _Call, state: AppState, told: _Told, text: str, *, over: bool) -> dict[str, Any]:
@@ -275,11 +280,12 @@ def _body(call: _Call, state: AppState, told: _Told, text: str, *, over: bool) -
         "seconds": whole_seconds(told.samples),
     }
     if call.as_text:
-        return {"output": {"text": text, "finish_reason": finish_reason}, "usage": usage}
+        return {"output": {"text": text, "finish_reason": finish_reason, **told.truncation}, "usage": usage}
     info = {"type": "audio_info", "language": told.language, "emotion": state.emotion}
     message = {
         "role": "assistant",
         "content": [{"text": text}],
         "annotations": [{name: value for name, value in info.items() if value}],
     }
-    return {"output": {"choices": [{"finish_reason": finish_reason, "message": message}]}, "usage": usage}
+    choices = [{"finish_reason": finish_reason, "message": message}]
+    return {"output": {"choices": choices, **told.truncation}, "usage": usage}

@@ -27,12 +27,13 @@ from qwen3_asr_server.frontends._recordings import (
     language_named,
     model_named,
     transcribed,
+    truncation_header,
 )
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends.ops import engine_as_json, gpus_of, queue_of, reason_of, status_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.languages import DIALECTS, find
-from qwen3_asr_server.text.subtitles import as_srt, as_text, as_verbose_json, as_vtt, seconds_of
+from qwen3_asr_server.text.subtitles import as_srt, as_text, as_verbose_json, as_vtt, seconds_of, truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["recordings"])
@@ -177,6 +178,7 @@ def _options(fields: Fields, *, words: bool) -> TranscribeOptions:
 def _response(result: Result, wish: Wish, kind: str, total_s: float) -> Response:
     seconds = (result.load_s, result.process_s, total_s)
     headers = {name: f"{value:.3f}" for name, value in zip(TIME_HEADERS, seconds, strict=True)}
+    headers |= truncation_header(result.transcript)
     if kind in _TEXTS:
         render, media_type = _TEXTS[kind]
         return PlainTextResponse(render(result.transcript), headers=headers, media_type=media_type)
@@ -184,7 +186,9 @@ def _response(result: Result, wish: Wish, kind: str, total_s: float) -> Response
 
 
 def _result(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
-    return {"content": _TEXTS[kind][0](result.transcript)} if kind in _TEXTS else _json(result, wish, kind)
+    if kind in _TEXTS:
+        return {"content": _TEXTS[kind][0](result.transcript)} | truncation_of(result.transcript)
+    return _json(result, wish, kind)
 
 
 def _json(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def _json(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
             {"channel_id": channel, "text": transcript.of_channel(channel).text} for channel in transcript.channels
         ]
         body["segments"] = [_segment(segment) for segment in transcript.segments]
-    return body
+    return body | truncation_of(transcript)
 
 
 def _segment(segment: Segment) -> dict[str, Any]:

@@ -17,13 +17,20 @@ from qwen3_asr_server.frontends._documents import event_stream, texts
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import Fields, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, MAX_HOTWORDS, SCHEMAS, context_of, hotwords_of
-from qwen3_asr_server.frontends._recordings import Wish, demand_word_times, language_named, model_named, transcribed
+from qwen3_asr_server.frontends._recordings import (
+    Wish,
+    demand_word_times,
+    language_named,
+    model_named,
+    transcribed,
+    truncation_header,
+)
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import tokens_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.context import WORD_CHARS
 from qwen3_asr_server.text.join import GrowingText
-from qwen3_asr_server.text.subtitles import as_json, as_srt, as_text, as_verbose_json, as_vtt, seconds_of
+from qwen3_asr_server.text.subtitles import as_json, as_srt, as_text, as_verbose_json, as_vtt, seconds_of, truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["openai"])
@@ -159,14 +166,16 @@ def _listed(fields: Fields, name: str) -> list[str]:
 
 
 def _response(transcript: Transcript, kind: str, granularities: frozenset[str]) -> Response:
+    headers = truncation_header(transcript)
     if kind in _TEXTS:
-        return PlainTextResponse(_TEXTS[kind](transcript))
+        return PlainTextResponse(_TEXTS[kind](transcript), headers=headers)
     if kind == "json":
         body = as_json(transcript) | {"languages": _languages(transcript)}
     else:
         segments = "segment" in granularities or not granularities
         body = as_verbose_json(transcript, words="word" in granularities, segments=segments)
-    return JSONResponse(body | {"usage": {"type": "duration", "seconds": seconds_of(transcript.duration)}})
+    usage = {"type": "duration", "seconds": seconds_of(transcript.duration)}
+    return JSONResponse(body | {"usage": usage}, headers=headers)
 
 
 async def _tell(exchange: Exchange, state: AppState, path: Path, wish: Wish) -> None:
@@ -184,6 +193,7 @@ async def _tell(exchange: Exchange, state: AppState, path: Path, wish: Wish) -> 
             "text": transcript.text,
             "languages": _languages(transcript),
             "usage": _usage(transcript, wish.options.context),
+            **truncation_of(transcript),
         }
     )
 

@@ -25,7 +25,7 @@ from qwen3_asr_server.frontends._documents import event_stream
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS
-from qwen3_asr_server.frontends._recordings import Wish, language_name, transcribed
+from qwen3_asr_server.frontends._recordings import Wish, language_name, transcribed, truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import tokens_of, whole_seconds
 from qwen3_asr_server.frontends._vendor import vendor_model
@@ -33,6 +33,7 @@ from qwen3_asr_server.runtime.sources import fetched
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.prompt import ASR_TEXT
+from qwen3_asr_server.text.subtitles import truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript
 
 router = APIRouter(tags=["openai"])
@@ -126,7 +127,8 @@ async def _complete(exchange: Exchange, state: AppState, *, raw_allowed: bool) -
         async with fetched(asked.source, limits) as path:
             if not asked.stream:
                 result = await transcribed(state, path, wish)
-                return JSONResponse(await asyncio.to_thread(completion.whole, result.transcript))
+                body = await asyncio.to_thread(completion.whole, result.transcript)
+                return JSONResponse(body, headers=truncation_header(result.transcript))
             chunks = _Chunks(exchange, completion, include_usage=asked.include_usage)
             result = await transcribed(state, path, wish, heard=chunks.heard)
             await chunks.finish(result.transcript)
@@ -158,7 +160,8 @@ class _Completion:
         content = self.header(transcript.language if transcript.text else None) + transcript.text
         message = {"role": "assistant", "content": content, **self.annotations(transcript.language)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-        return self._body("chat.completion", [choice]) | {"usage": self.usage(transcript)}
+        usage = {"usage": self.usage(transcript)}
+        return self._body("chat.completion", [choice]) | usage | truncation_of(transcript)
 
     def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         """Return a piece of the answer."""
@@ -219,7 +222,7 @@ class _Chunks:
         """Tell the rest."""
         if not self._told.text:
             await self._tell({"content": await self._begin(None), **self._completion.annotations(None)})
-        await self._tell({}, "stop")
+        await self._exchange.tell(self._completion.chunk({}, "stop") | self._no_usage | truncation_of(transcript))
         if self._include_usage:
             await self._exchange.tell(self._completion.last_chunk(transcript))
         await self._exchange.write("data: [DONE]\n\n")
@@ -228,5 +231,5 @@ class _Chunks:
         await self._tell({"role": "assistant", "content": ""})
         return self._completion.header(language)
 
-    async def _tell(self, delta: dict[str, Any], finish_reason: str | None = None) -> None:
-        await self._exchange.tell(self._completion.chunk(delta, finish_reason) | self._no_usage)
+    async def _tell(self, delta: dict[str, Any]) -> None:
+        await self._exchange.tell(self._completion.chunk(delta) | self._no_usage)

@@ -7,6 +7,7 @@ It reads standard input and knows nothing of limits on the process. Used by `_me
 """
 
 import os
+import struct
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Final
@@ -32,7 +33,7 @@ CODECS: Final = (
 )
 """The decoders that are used. No video decoder is among them, not even to look what a file holds."""
 
-EXACT: Final = {"aiff", "caf", "flac", "matroska", "mov", "w64", "wav"}
+EXACT: Final = {"aiff", "au", "caf", "flac", "matroska", "mov", "w64", "wav"}
 """Containers whose header says how long they are. Others are judged by their first bytes."""
 
 LOWEST_BITRATE: Final = 100
@@ -45,6 +46,12 @@ LONGEST_GAP_S: Final = 600
 """A longer gap is a clock that was set, as where two recordings were joined."""
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
+
+_WAV_CHUNKS: Final = 100
+"""So many stand before the sound at most."""
+
+_ENDLESS_BYTES: Final = 0x7FFF_0000
+"""A larger size in a WAV header stands for one that was not known."""
 
 PATIENCE_PACKETS: Final = 1_000
 """So many packets without any sound: this is no audio."""
@@ -88,8 +95,10 @@ class Track:
     @property
     def cut_short(self) -> bool:
         """Whether the file ended before its header says, or in the midst of something."""
+        if self._broken or _missing_of_wav_s() > GAP_S:
+            return True
         declared_s = self.opened.duration_s if EXACT & set(self._container.format.name.split(",")) else None
-        return self._broken or (declared_s is not None and self._heard_s < 0.98 * declared_s - 1)
+        return declared_s is not None and self._heard_s < 0.98 * declared_s - 1
 
     def blocks(self) -> Iterator[Planes]:
         """Yield float32 [channels, n], 16 kHz, about a second each.
@@ -259,6 +268,27 @@ def planes_of(frame: Any) -> Planes:
     middle, most = (128, 128) if values.dtype.kind == "u" else (0, np.iinfo(values.dtype).max + 1)
     planes: Planes = (values.astype(np.float32) - np.float32(middle)) / np.float32(most)
     return planes
+
+
+def _missing_of_wav_s() -> float:
+    """Return how much of a WAV file is missing at its end by its own account, which FFmpeg keeps to itself, in seconds.
+
+    Where the length was not known when the header was written, and in other files, nothing is.
+    """
+    riff, _, form = struct.unpack("<4sI4s", os.pread(0, 12, 0).ljust(12, b"\0"))
+    if (riff, form) != (b"RIFF", b"WAVE"):
+        return 0.0
+    at, bytes_per_s = 12, 0
+    for _ in range(_WAV_CHUNKS):
+        name, size = struct.unpack("<4sI", os.pread(0, 8, at).ljust(8, b"\0"))
+        at += 8
+        if name == b"fmt ":
+            (bytes_per_s,) = struct.unpack("<I", os.pread(0, 4, at + 8).ljust(4, b"\0"))
+        if name == b"data":
+            known = bool(bytes_per_s) and size < _ENDLESS_BYTES
+            return max(0, at + size - os.fstat(0).st_size) / bytes_per_s if known else 0.0
+        at += size + size % 2
+    return 0.0
 
 
 def _open() -> Any:

@@ -96,6 +96,7 @@ def _packed(result: JobResult) -> str:
         "kind": asdict(result.kind),
         "channels": result.channels,
         "duration": result.transcript.duration,
+        "cut_short": result.transcript.cut_short,
         "segments": [
             [s.text, s.start, s.end, s.channel, s.language, s.confidence, [[w.text, w.start, w.end] for w in s.words]]
             for s in result.transcript.segments
@@ -114,5 +115,5 @@ def _unpacked(text: str) -> JobResult:
         *(values["form"], values["url"], JobWish.from_json(values["wish"])),
         MediaKind(**values["kind"]),
         tuple(values["channels"]),
-        Transcript(segments, values["duration"]),
+        Transcript(segments, values["duration"], values.get("cut_short", False)),  # older servers did not note it
     )

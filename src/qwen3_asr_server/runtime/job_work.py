@@ -22,7 +22,6 @@ from qwen3_asr_server.runtime.offline import Progress, transcribe
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import SourceLimits, fetched, source_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
-from qwen3_asr_server.text.transcript import Transcript
 
 FULL_AGAIN_S: Final = 2.0
 """How long to wait before a full server is asked again."""
@@ -78,7 +77,7 @@ class JobWork:
         if not transcript.segments:
             raise NoWords("No word was recognised in the file.")
         segments = tuple(replace(segment, channel=channels[segment.channel]) for segment in transcript.segments)
-        return JobResult(claim.form, claim.url, wish, media.kind, channels, Transcript(segments, transcript.duration))
+        return JobResult(claim.form, claim.url, wish, media.kind, channels, replace(transcript, segments=segments))
 
 
 class _Chosen:
@@ -89,6 +88,11 @@ class _Chosen:
         self._rows = list(channels)
         self.channels = len(channels)
         self.duration_s = media.duration_s
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the file ended before it should."""
+        return self._media.cut_short
 
     async def blocks(self) -> AsyncIterator[Samples]:
         """Yield their audio."""

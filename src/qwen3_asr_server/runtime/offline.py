@@ -56,6 +56,11 @@ class Media(Protocol):
         """Length by its own account; None where it gives none."""
         ...
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether it ended before it should; known after the last block."""
+        ...
+
     def blocks(self) -> AsyncIterator[Samples]:
         """Yield float32 [channels, n], 16 kHz, in [-1, 1], about a second each."""
         ...
@@ -102,6 +107,11 @@ class Recording:
         self.received = 0
         self.pieces = 0
         self.finished = False
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the audio ended before it should; known when all segments were told."""
+        return self._media.cut_short
 
     async def segments(self) -> AsyncGenerator[Segment]:
         """Yield each segment as soon as it and all before it are there: of each channel, and by their pieces.
@@ -305,4 +315,5 @@ async def transcribe(recording: Recording, heard: Callable[[Segment], Awaitable[
             found.append(segment)
             if heard is not None:
                 await heard(segment)
-    return Transcript(tuple(sorted(found, key=lambda segment: segment.start)), recording.received)
+    ordered = tuple(sorted(found, key=lambda segment: segment.start))
+    return Transcript(ordered, recording.received, recording.cut_short)

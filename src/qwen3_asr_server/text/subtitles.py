@@ -77,7 +77,7 @@ def as_vtt(transcript: Transcript) -> str:
 
 def as_json(transcript: Transcript, *, channels: bool = False) -> dict[str, Any]:
     """Return the text alone, as OpenAI's `json`; with the text of each channel too, if asked."""
-    return {"text": transcript.text} | (_by_channel(transcript) if channels else {})
+    return {"text": transcript.text} | (_by_channel(transcript) if channels else {}) | truncation_of(transcript)
 
 
 def as_verbose_json(
@@ -108,7 +108,12 @@ def as_verbose_json(
             _verbose(number, segment) | ({"channel": segment.channel} if channels else {})
             for number, segment in enumerate(transcript.segments)
         ]
-    return answer | (_by_channel(transcript) if channels else {})
+    return answer | (_by_channel(transcript) if channels else {}) | truncation_of(transcript)
+
+
+def truncation_of(transcript: Transcript) -> dict[str, bool]:
+    """Return what every JSON says of a file that ended before it should; nothing of others."""
+    return {"audio_truncated": True} if transcript.cut_short else {}
 
 
 def seconds_of(samples: int) -> float:

@@ -50,6 +50,8 @@ class Transcript:
     segments: tuple[Segment, ...]
     duration: int
     """Length of the recording in samples."""
+    cut_short: bool = False
+    """The file ended before it should, as after a broken download; what it had is here."""
 
     @property
     def text(self) -> str:
@@ -85,7 +87,7 @@ class Transcript:
 
     def of_channel(self, channel: int) -> "Transcript":
         """Return the transcript of one channel."""
-        return Transcript(tuple(s for s in self.segments if s.channel == channel), self.duration)
+        return replace(self, segments=tuple(s for s in self.segments if s.channel == channel))
 
 
 def merge_overlapping(left: Segment, right: Segment) -> tuple[Segment, Segment]:

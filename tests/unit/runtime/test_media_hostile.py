@@ -94,13 +94,30 @@ async def test_what_cannot_be_read_is_said(write: Callable[[Path], None], reason
     assert not media_workers()
 
 
-@pytest.mark.parametrize("name", ["wav", "mp3", "flac", "ogg-opus", "webm", "aac", "amr"])
+@pytest.mark.parametrize("name", ["wav", "wav-24bit", "aiff", "au", "mp3", "flac", "ogg-opus", "webm", "aac", "amr"])
 async def test_a_file_that_breaks_off_gives_what_is_there(name: str, tmp_path: Path) -> None:
     path = tmp_path / "recording"
     cut(name, 0.5)(path)
     audio, media = await read_media(path, LIMITS)
     assert 0.9 < audio.shape[1] / SAMPLE_RATE < 2
-    assert media.cut_short == (name in ("flac", "webm"))  # where the header says how long it is meant to be
+    told = ("wav", "wav-24bit", "aiff", "au", "flac", "webm")  # where the header says how long it is meant to be
+    assert media.cut_short == (name in told)
+
+
+@pytest.mark.parametrize(
+    ("size", "cut_short"),
+    [(32_000, False), (36_000, False), (64_000, True), (0, False), (0x7FFF_FFFF, False), (0xFFFF_FFFF, False)],
+)
+async def test_a_wav_file_is_cut_short_if_its_size_was_known_and_is_not_there(
+    size: int, cut_short: bool, tmp_path: Path
+) -> None:
+    whole = wav_bytes(tone(1, 1, SAMPLE_RATE), SAMPLE_RATE)
+    at = whole.index(b"data")
+    path = tmp_path / "recording"
+    skipped = b"JUNK" + struct.pack("<I", 3) + b"abc\0"  # of odd length, so padded
+    path.write_bytes(whole[:at] + skipped + b"data" + struct.pack("<I", size) + whole[at + 8 :])
+    audio, media = await read_media(path, LIMITS)
+    assert (audio.shape[1], media.cut_short) == (SAMPLE_RATE, cut_short)
 
 
 PLAYLISTS = {
