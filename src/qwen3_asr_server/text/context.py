@@ -54,13 +54,21 @@ def render_context(texts: Iterable[str] = (), hotwords: Iterable[Hotword] = (), 
 def with_previous(context: str, previous: str, max_chars: int = CONTEXT_CHARS, *, carried: int = PREVIOUS_CHARS) -> str:
     """Return the context of a piece that goes on where a text ended.
 
+    Where there is too little room for both, the last line of `context` is kept before the others: it has the hotwords,
+    if there are any.
+
     Args:
-        context: what the user gave.
+        context: what the user gave, see `render_context`.
         previous: the text before the piece.
         max_chars: longest result, in code points.
         carried: how much of the end of `previous` stands in it, in code points.
     """
-    return _above(context, last_chars(previous, min(carried, max_chars)), max_chars)
+    below = last_chars(previous, min(carried, max_chars))
+    room = max_chars - len(below) - 1
+    if below and len(context) > room:
+        text, _, last_line = context.rpartition("\n")
+        context = _above(text, clean_context(last_line, room), room)
+    return _above(context, below, max_chars)
 
 
 def last_chars(text: str, max_chars: int = PREVIOUS_CHARS) -> str:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from qwen3_asr_server.text.context import (
     CONTEXT_CHARS,
+    INITIAL_CHARS,
     PREVIOUS_CHARS,
     Hotword,
     last_chars,
@@ -65,6 +66,20 @@ def test_the_previous_text_follows_what_the_user_gave():
     assert len(with_previous("x" * 20_000, "word " * 100)) <= CONTEXT_CHARS
 
 
+@pytest.mark.parametrize("carried", [PREVIOUS_CHARS, INITIAL_CHARS])
+def test_a_long_text_pushes_no_hotwords_out(carried):
+    listed = ", ".join(f"word{number}" for number in range(100))
+    context = render_context(["x " * 20_000], [Hotword(word) for word in listed.split(", ")])
+    *texts, hotwords, previous = with_previous(context, "so far " * 2000, carried=carried).splitlines()
+    assert (hotwords, previous) == (listed, last_chars("so far " * 2000, carried))
+    assert len("\n".join([*texts, hotwords, previous])) in range(CONTEXT_CHARS - 1, CONTEXT_CHARS + 1)
+
+
+def test_of_too_many_hotwords_the_heaviest_stay():
+    context = render_context(["A talk."], [Hotword("b" * 100, weight=1), Hotword("a" * 100, weight=2)])
+    assert with_previous(context, "before " * 30, 300).startswith("a" * 100)
+
+
 TEXT = st.text(st.sampled_from("ab <|>\n,()你\u0301im_end"), max_size=60)
 
 
@@ -77,7 +92,8 @@ def test_no_context_is_too_long(texts, hotwords, most):
     assert len(render_context(texts, hotwords, most)) <= most
     for text in texts:
         assert len(last_chars(text)) <= PREVIOUS_CHARS
-        assert len(with_previous("a", text, most)) <= most
+        for context in ("a", render_context(texts, hotwords)):
+            assert len(with_previous(context, text, most)) <= most
 
 
 def test_a_recited_list_of_hotwords_is_seen_as_a_leak():
