@@ -8,21 +8,26 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from qwen3_asr_server.frontends import native, openai
+from qwen3_asr_server.frontends import _answer, native, openai
 from qwen3_asr_server.runtime.gpu import GpuWatch
 from qwen3_asr_server.text.subtitles import as_srt
 from qwen3_asr_server.text.transcript import Transcript
 from support.doors import (
+    CHAT,
     OPENAI,
     REST,
     SEGMENTS,
     SPEECH,
     assert_nothing_left,
+    audio_url,
+    chat,
+    data_url,
     events,
     get,
     post,
@@ -242,6 +247,14 @@ def test_rest_tells_subtitles_at_the_end(server: RunningServer) -> None:
     assert told[-1] == ("result", {"content": post(server, REST, format="srt").text})
 
 
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("module", "door", "fields"),
     [(native, REST, {"format": "srt"}), (native, REST, {"stream": "true", "format": "srt"}), (openai, OPENAI, {})],
@@ -252,17 +265,36 @@ def test_live_sessions_do_not_wait_until_subtitles_are_written(
     on_the_loop = []
 
     def render(transcript: Transcript) -> str:
-        try:
-            asyncio.get_running_loop()
-            on_the_loop.append(True)
-        except RuntimeError:
-            on_the_loop.append(False)
+        on_the_loop.append(_on_a_loop())
         return as_srt(transcript)
 
     texts = module._TEXTS
     monkeypatch.setitem(texts, "srt", (render, texts["srt"][1]) if isinstance(texts["srt"], tuple) else render)
     assert post(server, door, **({"response_format": "srt"} | fields)).status_code == 200
     assert on_the_loop == [False]
+
+
+@pytest.mark.parametrize(
+    ("door", "request_"),
+    [
+        (REST, {"files": {"file": SPEECH}, "data": {"stream": "true", "format": "verbose_json"}}),
+        (OPENAI, {"files": {"file": SPEECH}, "data": {"stream": "true"}}),
+        (CHAT, {"json": chat(audio_url(data_url(SPEECH)), stream=True, stream_options={"include_usage": True})}),
+    ],
+)
+def test_live_sessions_do_not_wait_until_the_last_event_is_written(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, door: str, request_: dict[str, Any]
+) -> None:
+    on_the_loop = []
+    write_down = _answer.event_of
+
+    def event_of(data: object, name: str | None = None) -> str:
+        on_the_loop.append(_on_a_loop())
+        return write_down(data, name)
+
+    monkeypatch.setattr(_answer, "event_of", event_of)
+    assert httpx.post(server.http_url + door, **request_, trust_env=False, timeout=20).status_code == 200
+    assert on_the_loop == [True] * (len(on_the_loop) - 1) + [False]
 
 
 def test_openai_streams_the_text(server: RunningServer) -> None:

@@ -103,8 +103,19 @@ class Exchange:
         Raises:
             ClientDisconnect: the client does not take it in time.
         """
-        head = f"event: {name}\n" if name else ""
-        await self.write(f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n")
+        await self.write(event_of(data, name))
+
+    async def tell_long(self, make: Callable[[], object], name: str | None = None) -> None:
+        """Send an event that takes long to write down, made on a thread: live sessions would stand still meanwhile.
+
+        Args:
+            make: returns what becomes JSON.
+            name: as for `tell`.
+
+        Raises:
+            ClientDisconnect: the client does not take it in time.
+        """
+        await self.write(await asyncio.to_thread(lambda: event_of(make(), name)))
 
     async def write(self, event: str) -> None:
         """Send an event as it is to stand on the wire, with the blank line at its end.
@@ -124,6 +135,12 @@ class Exchange:
     async def end(self) -> None:
         """End the events."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event_of(data: object, name: str | None = None) -> str:
+    """Return an event as it stands on the wire."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 Work = Callable[[Exchange], Awaitable[Response | None]]

@@ -249,7 +249,7 @@ class _Events:
         if self._ticking is not None:
             self._ticking.cancel()
         await self._tell_progress()
-        await self._exchange.tell(await asyncio.to_thread(_result, result, wish, kind), "result")
+        await self._exchange.tell_long(lambda: _result(result, wish, kind), "result")
 
     async def _tick(self) -> None:
         while True:

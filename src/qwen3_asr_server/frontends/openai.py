@@ -187,8 +187,8 @@ async def _tell(exchange: Exchange, state: AppState, path: Path, wish: Wish) -> 
 
     result = await transcribed(state, path, wish, heard=heard)
     transcript = result.transcript
-    await exchange.tell(
-        {
+    await exchange.tell_long(
+        lambda: {
             "type": "transcript.text.done",
             "text": transcript.text,
             "languages": _languages(transcript),

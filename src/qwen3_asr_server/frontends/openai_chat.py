@@ -224,7 +224,7 @@ class _Chunks:
             await self._tell({"content": await self._begin(None), **self._completion.annotations(None)})
         await self._exchange.tell(self._completion.chunk({}, "stop") | self._no_usage | truncation_of(transcript))
         if self._include_usage:
-            await self._exchange.tell(self._completion.last_chunk(transcript))
+            await self._exchange.tell_long(lambda: self._completion.last_chunk(transcript))
         await self._exchange.write("data: [DONE]\n\n")
 
     async def _begin(self, language: str | None) -> str:
