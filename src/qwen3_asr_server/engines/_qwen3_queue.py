@@ -1,14 +1,16 @@
 """Steps that wait for one blocking model, and the thread that carries them out, several at a time.
 
-Finals go before candidates before partials, and steps of recordings last; within a class the earliest first. A step
-that is given up while it waits is never carried out; one that runs is told so, and the model leaves it at its next
-token. The queue is bounded, and waiting and working have their deadlines. Knows no model and no text; the engines
+Finals go before candidates before partials, and steps of recordings last; within a class the earliest first. So that
+partials, which never end, leave recordings a turn, one of their steps goes before partials now and then. A step that
+is given up while it waits is never carried out; one that runs is told so, and the model leaves it at its next token.
+The queue is bounded, and waiting and working have their deadlines. Knows no model and no text; the engines
 `transformers` and `qwen_asr` put their streams' steps here.
 """
 
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 128
 """The scheduler has at most 32 steps of each sort under way; more are those of sessions that have gone."""
+RECORDED_AFTER_S: Final = 30.0
+"""A step of a recording that has waited for so long, as have all others of them, goes before the partials that wait:
+of the 16 that the scheduler has under way at most, the last has its turn before its ten minutes are over."""
 STOP_S: Final = 10.0
 """Longest wait for the model to leave its work: the length of one token, or of reading one long prompt."""
 
@@ -72,6 +77,7 @@ class QueueOptions:
 class _Ticket:
     wanted: Decode
     number: int
+    queued_at: float
     started: asyncio.Future[float] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Gives the time limit of the work, in seconds."""
     answer: asyncio.Future[Written] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -90,11 +96,19 @@ class StepQueue:
     Args:
         run: carries out a batch and returns an answer for each; blocks, is called in a thread, never twice at once.
         options: see there.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, run: Callable[[Sequence[Decode]], Sequence[Written]], options: QueueOptions) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[Decode]], Sequence[Written]],
+        options: QueueOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._run = run
         self._options = options
+        self._clock = clock
+        self._recorded_at = clock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="qwen3-asr")
         self._numbers = itertools.count()
         self._waiting: list[_Ticket] = []
@@ -120,7 +134,7 @@ class StepQueue:
             if wanted.kind is not StepKind.FINAL:
                 return None
             raise EngineTimeout("The recogniser has too much to do.")
-        ticket = _Ticket(wanted, next(self._numbers))
+        ticket = _Ticket(wanted, next(self._numbers), self._clock())
         self._waiting.append(ticket)
         asyncio.get_running_loop().call_soon(self._dispatch)
         try:
@@ -149,12 +163,8 @@ class StepQueue:
         """Hand the most urgent steps to the thread, if it has nothing to do."""
         if self._running or not self._waiting or not self._open:
             return
-        self._waiting.sort(key=lambda ticket: (ticket.wanted.recorded, ticket.wanted.kind, ticket.number))
-        # Never both in one batch: it takes as long as its longest step, and nobody live waits for a recording's.
-        recorded = self._waiting[0].wanted.recorded
-        alike = [ticket for ticket in self._waiting if ticket.wanted.recorded == recorded]
-        batch = self._running = alike[: self._options.max_batch]
-        del self._waiting[: len(batch)]
+        batch = self._running = self._next_batch()
+        self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
         longest_s = max(len(ticket.wanted.audio) for ticket in batch) / SAMPLE_RATE
         for ticket in batch:
             if not ticket.started.done():
@@ -163,6 +173,24 @@ class StepQueue:
         wanted = [ticket.wanted for ticket in batch]
         self._job = asyncio.get_running_loop().run_in_executor(self._thread, self._run, wanted)
         self._job.add_done_callback(self._finished)
+
+    def _next_batch(self) -> list[_Ticket]:
+        """Return the most urgent steps.
+
+        Live ones and those of recordings are never in one batch: it takes as long as its longest step.
+        """
+        waiting = sorted(self._waiting, key=lambda ticket: (ticket.wanted.kind, ticket.number))
+        live = [ticket for ticket in waiting if not ticket.wanted.recorded]
+        recorded = [ticket for ticket in waiting if ticket.wanted.recorded]
+        now = self._clock()
+        if live and not (live[0].wanted.kind is StepKind.PARTIAL and self._overdue(recorded, now)):
+            return live[: self._options.max_batch]
+        self._recorded_at = now
+        return recorded[: 1 if live else self._options.max_batch]
+
+    def _overdue(self, recorded: Sequence[_Ticket], now: float) -> bool:
+        """Tell whether the first of these has waited long enough, and no other had its turn meanwhile."""
+        return bool(recorded) and now - max(recorded[0].queued_at, self._recorded_at) >= RECORDED_AFTER_S
 
     def _finished(self, job: "asyncio.Future[Sequence[Written]]") -> None:
         batch, self._running, self._job = self._running, [], None

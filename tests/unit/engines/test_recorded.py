@@ -86,6 +86,50 @@ async def test_steps_of_recordings_are_the_last_of_a_queue() -> None:
     await queue.stop()
 
 
+async def test_partials_without_end_leave_recordings_a_turn_now_and_then() -> None:
+    now = 0.0
+    batches: list[list[int]] = []
+    proceed = threading.Semaphore(0)
+
+    def run(batch: Sequence[Decode]) -> list[Written]:
+        proceed.acquire()
+        batches.append([wanted.max_tokens for wanted in batch])
+        return [Written((), complete=True) for _ in batch]
+
+    def asked(kind: StepKind, number: int, *, recorded: bool = False) -> "asyncio.Task[Written | None]":
+        wanted = Decode(kind, np.zeros(GRID_SAMPLES, np.float32), None, "", (), number, recorded)
+        return asyncio.create_task(queue.decode(wanted))
+
+    async def work_for(seconds: float, *live: StepKind) -> list[list[int]]:
+        """Have what the thread has done, while further steps wait already."""
+        nonlocal now, running
+        now += seconds
+        before, coming = len(batches), [asked(kind, 100 + kind) for kind in live]
+        await turn()
+        proceed.release()
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        await turn()
+        running = {task for task in (*running, *coming) if not task.done()}
+        return batches[before:]
+
+    queue = StepQueue(run, QueueOptions(2, 1e6, 1e6), lambda: now)
+    running = {asked(PARTIAL, 1)}
+    await turn()
+    running |= {asked(FINAL, 7, recorded=True), asked(FINAL, 8, recorded=True)}
+    assert await work_for(1, PARTIAL) == [[1]]
+    assert await work_for(28, PARTIAL) == [[102]]
+    assert await work_for(5, FINAL, PARTIAL) == [[102]], "partials until a piece has waited for so long"
+    assert await work_for(1, PARTIAL) == [[100, 102]], "finals even then"
+    assert await work_for(1, PARTIAL) == [[7]], "one piece"
+    assert await work_for(20, PARTIAL) == [[102, 102]], "and the next when it has waited as long again"
+    assert await work_for(20, PARTIAL) == [[102]]
+    assert await work_for(1) == [[8]]
+    for _ in range(2):
+        proceed.release()
+    await asyncio.gather(*running)
+    await queue.stop()
+
+
 async def test_steps_of_recordings_wait_as_long_as_live_ones_go_before_them() -> None:
     pool = DecoderPool(1, PaperProcess, start_timeout_s=5, wait_timeout_s=0, reclaim_after_s=2)  # type: ignore[arg-type]
     assert await pool.lend("live", FINAL)
