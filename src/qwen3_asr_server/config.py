@@ -185,7 +185,8 @@ class Settings(BaseSettings):
     keep_files_h: float = Field(24, gt=0)
     """How long files in DATA_DIR are kept, in hours."""
     max_job_files: int = Field(1000, ge=1)
-    """Files of jobs that wait or are transcribed; jobs beyond that are refused. Half of MAX_RECORDINGS at once."""
+    """Files of jobs that wait or are transcribed; jobs beyond that are refused. Half of MAX_RECORDINGS at once.
+    Where API_KEYS has several, half of it for each key."""
     max_stored_bytes: int = Field(20 * 1024**3, ge=1024)
     """Most that uploaded files in DATA_DIR may take together, in bytes; more are refused until some are removed."""
 

@@ -283,6 +283,21 @@ async def test_a_full_queue(web: WebServer) -> None:
             assert (await http.get("/health")).json()["jobs"] == {"waiting": 1, "running": 1, "problem": None}
 
 
+@pytest.mark.parametrize(("keys", "taken_in"), [("sk-a,sk-b", 2), ("sk-a", 4)])
+async def test_one_key_does_not_fill_the_queue(web: WebServer, keys: str, taken_in: int) -> None:
+    engine = FakeEngine(gate=asyncio.Event())
+    settings = {"fetch_trusted_networks": "127.0.0.1", "max_job_files": 4, "api_keys": keys}
+    with running_server(settings, engine=engine, vad=EnergyVad()) as running:
+        statuses = []
+        for key in keys.split(","):
+            async with client_of(running, key) as http:
+                for _ in range(5):
+                    answer = await Client(http).submit(web.url("/speech.wav"))
+                    statuses.append(answer.status_code)
+                assert answer.json()["code"] == "Throttling.AllocationQuota"
+        assert statuses == ([200] * taken_in + [429] * (5 - taken_in)) * len(keys.split(","))
+
+
 async def test_a_full_server_is_waited_for(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_work, "FULL_AGAIN_S", 0.05)
     engine = FakeEngine()

@@ -78,11 +78,17 @@ class JobsStore:
 
     # Clients
 
-    def add(self, new: NewJob, now: float, most_files: int) -> None:
+    def add(self, new: NewJob, now: float, most_files: int, most_of_owner: int | None = None) -> None:
         """Take in a job.
 
+        Args:
+            new: the job.
+            now: seconds since 1970.
+            most_files: that may be PENDING or RUNNING.
+            most_of_owner: of which so many may belong to this one; None bounds nobody.
+
         Raises:
-            StoreFull: more than `most_files` would be PENDING or RUNNING, or too many jobs are kept.
+            StoreFull: there would be more of them, or too many jobs are kept.
         """
         with self._transaction():
             if self._used_bytes() >= self._max_bytes:
@@ -90,6 +96,8 @@ class JobsStore:
             (running,) = self._one("SELECT count(*) FROM file WHERE state = 'RUNNING'")
             if self._count_waiting() + running + len(new.urls) > most_files:
                 raise StoreFull(f"At most {most_files} files may wait to be transcribed; try again later.")
+            if most_of_owner is not None and self._open_files_of(new.owner) + len(new.urls) > most_of_owner:
+                raise StoreFull(f"At most {most_of_owner} files of one API key may wait to be transcribed.")
             number = self._db.execute(
                 "INSERT INTO job (id, owner, form, model, wish, state, submitted) VALUES (?, ?, ?, ?, ?, 'PENDING', ?)",
                 (new.id, new.owner, new.form, new.model, new.wish.to_json(), now),
@@ -281,6 +289,14 @@ class JobsStore:
     def _count_waiting(self) -> int:
         (waiting,) = self._one("SELECT count(*) FROM file WHERE state = 'PENDING'")
         return int(waiting)
+
+    def _open_files_of(self, owner: str | None) -> int:
+        (found,) = self._one(
+            "SELECT count(*) FROM (SELECT job FROM file WHERE state = 'PENDING' UNION ALL"
+            " SELECT job FROM file WHERE state = 'RUNNING') CROSS JOIN job ON number = job WHERE owner IS ?",
+            owner,
+        )
+        return int(found)
 
     def _used_bytes(self) -> int:
         pages, free, page_bytes = (

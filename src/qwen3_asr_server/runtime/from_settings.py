@@ -126,11 +126,16 @@ def upload_folder(settings: Settings) -> UploadFolder:
 
 
 def jobs_options(settings: Settings) -> JobsOptions:
-    """Return where jobs are kept, and their bounds: they leave half of the places to those who wait."""
+    """Return where jobs are kept, and their bounds: they leave half of the places to those who wait.
+
+    Where several keys share the queue, none can fill it alone.
+    """
+    shared = len({key.get_secret_value() for key in settings.api_keys}) > 1
     return JobsOptions(
         folder=settings.data_folder / "jobs",
         keep_s=settings.keep_files_h * 3600,
         max_files=settings.max_job_files,
+        max_files_of_owner=max(1, settings.max_job_files // 2) if shared else None,
         at_once=max(1, settings.max_recordings // 2),
     )
 

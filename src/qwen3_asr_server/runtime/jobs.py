@@ -67,6 +67,8 @@ class JobsOptions:
     """Most files that are PENDING or RUNNING."""
     at_once: int = 8
     """Files that are worked on at once."""
+    max_files_of_owner: int | None = None
+    """How many of `max_files` may belong to one client's key; None where nobody shares the queue."""
 
 
 @dataclass(slots=True, eq=False)
@@ -153,9 +155,9 @@ class Jobs:
             JobsFull: too many files wait already, or too many jobs are kept.
             Overloaded: jobs cannot be stored now.
         """
-        most = self._options.max_files
+        most, of_owner = self._options.max_files, self._options.max_files_of_owner
         try:
-            await self._disk.ask(lambda store: store.add(new, self._clock(), most))
+            await self._disk.ask(lambda store: store.add(new, self._clock(), most, of_owner))
         except StoreFull as full:
             raise JobsFull(str(full), retry_after_s=_FULL_AGAIN_S) from None
         _log.info("job taken in", extra={"job_id": new.id, "files": len(new.urls)})

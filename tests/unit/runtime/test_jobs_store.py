@@ -288,3 +288,16 @@ def test_cancelled_jobs_are_no_way_to_fill_the_disk(tmp_path: Path) -> None:
         with pytest.raises(StoreFull, match="as many jobs"):
             store.add(replace(long, id="more"), 0.0, MOST)
         store.forget(1.0)
+
+
+def test_an_owner_has_a_share_of_what_is_not_over(store: JobsStore) -> None:
+    store.add(new("a", 2, "ann"), 0.0, MOST, 3)
+    with pytest.raises(StoreFull, match="3 files of one API key"):
+        store.add(new("b", 2, "ann"), 0.0, MOST, 3)
+    store.add(new("c", 3, "bob"), 0.0, MOST, 3)
+    claim = store.claim(0.0)
+    assert claim is not None
+    with pytest.raises(StoreFull):
+        store.add(new("d", 2, "ann"), 0.0, 2 * MOST, 3)
+    store.succeed(claim, 1.0, 1.0, "result")
+    store.add(new("e", 2, "ann"), 0.0, 2 * MOST, 3)
