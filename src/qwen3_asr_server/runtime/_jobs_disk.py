@@ -60,6 +60,11 @@ class JobsDisk:
         """Files that wait for their turn."""
         return self._store.waiting if self._store is not None else 0
 
+    @property
+    def suspects(self) -> int:
+        """Files with which the last server may have died, until they are over."""
+        return self._store.suspects if self._store is not None else 0
+
     async def open(self) -> None:
         """Wait until the folder is ours, and give back what the last server that had it was working on."""
         try:

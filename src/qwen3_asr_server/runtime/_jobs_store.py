@@ -4,7 +4,8 @@
 
 A job is a list of files, and the file is what is worked on: first come, first served. Every method is one transaction.
 A file that was being worked on when the server died is PENDING again, so many times; then it fails, as it may be what
-kills the server.
+kills the server. Until all such files are over, files should be worked on one at a time: then only the one that kills
+is there when it kills again.
 
 It knows no audio, no clock and no wire format, and what was heard lies elsewhere (`job_results`). One connection, used
 from one thread; `jobs` is its only owner.
@@ -55,7 +56,8 @@ class JobsStore:
         sqlite3.Error: it cannot be read, or was written by a later version.
 
     Attributes:
-        waiting: files that are PENDING. May be read from any thread.
+        waiting: files that are PENDING. May be read from any thread, as the other.
+        suspects: files not over with which the server that had the file before has died.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_STORE_BYTES) -> None:
@@ -70,7 +72,9 @@ class JobsStore:
             raise sqlite3.DatabaseError("the jobs were written by a later version of the server")
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        self._suspects: set[tuple[int, int]] = set()
         self.waiting = self._count_waiting()
+        self.suspects = 0
 
     def close(self) -> None:
         """Close the file."""
@@ -200,6 +204,7 @@ class JobsStore:
         for number, place, attempts in self._running():
             over = attempts >= MAX_ATTEMPTS
             outcome = (JobState.FAILED, Failure.CRASHED, _CRASHED) if over else (JobState.PENDING, None, None)
+            self._suspects.add((number, place))
             with self._transaction():
                 self._db.execute(
                     "UPDATE file SET state = ?, failure = ?, message = ? WHERE job = ? AND place = ?",
@@ -290,6 +295,11 @@ class JobsStore:
         (waiting,) = self._one("SELECT count(*) FROM file WHERE state = 'PENDING'")
         return int(waiting)
 
+    def _is_open(self, file: tuple[int, int]) -> bool:
+        statement = "SELECT count(*) FROM file WHERE job = ? AND place = ? AND state IN ('PENDING', 'RUNNING')"
+        (found,) = self._one(statement, *file)
+        return bool(found)
+
     def _open_files_of(self, owner: str | None) -> int:
         (found,) = self._one(
             "SELECT count(*) FROM (SELECT job FROM file WHERE state = 'PENDING' UNION ALL"
@@ -309,10 +319,10 @@ class JobsStore:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
-            waiting = self._count_waiting()
+            waiting, suspects = self._count_waiting(), set(filter(self._is_open, self._suspects))
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-        self.waiting = waiting
+        self.waiting, self._suspects, self.suspects = waiting, suspects, len(suspects)

@@ -212,7 +212,7 @@ class Jobs:
 
     async def _work_off(self, group: asyncio.TaskGroup) -> None:
         while True:
-            await self._changes.until(lambda: self.waiting > 0 and len(self._running) < self._options.at_once)
+            await self._changes.until(lambda: self.waiting > 0 and len(self._running) < self._at_once)
             try:
                 claim = await self._disk.ask(self._claim)
             except Overloaded:
@@ -221,6 +221,11 @@ class Jobs:
             if claim is not None:
                 running = self._running[claim.job, claim.place]
                 running.task = group.create_task(self._do(claim, running))
+
+    @property
+    def _at_once(self) -> int:
+        """How many files may be worked on: one alone while it may be the one that kills the server."""
+        return 1 if self._disk.suspects else self._options.at_once
 
     def _claim(self, store: JobsStore) -> Claim | None:
         claim = store.claim(self._clock())

@@ -24,7 +24,7 @@ from qwen3_asr_server.errors import (
 )
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime._job_failures import NobodySpeaks, NoWords
-from qwen3_asr_server.runtime._jobs_store import MAX_ATTEMPTS
+from qwen3_asr_server.runtime._jobs_store import MAX_ATTEMPTS, JobsStore
 from qwen3_asr_server.runtime._media_wire import MediaKind
 from qwen3_asr_server.runtime.job_results import JobResult
 from qwen3_asr_server.runtime.job_values import Claim, Failure, JobState, JobStatus, JobWish, NewJob
@@ -351,6 +351,40 @@ async def test_a_planned_end_gives_everything_back_and_the_next_server_does_it(t
     async with running(tmp_path, Worker()) as jobs:
         for name in "ab":
             assert (await until(jobs, name, *OVER)).job.state is JobState.SUCCEEDED
+
+
+@virtual_time
+async def test_after_a_death_files_are_begun_one_at_a_time_until_those_that_ran_are_over(tmp_path: Path) -> None:
+    class WaitsAtThird(Worker):
+        """Notes who was at work whenever a file was begun."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.beside: list[int] = []
+
+        async def __call__(self, claim: Claim, progress: Progress) -> JobResult:
+            self.beside.append(self.at_work)
+            if claim.url == "c/0":
+                self.gate.clear()
+            return await super().__call__(claim, progress)
+
+    store = JobsStore(tmp_path / "jobs.sqlite")
+    for name in "abcde":
+        store.add(new(name), 0.0, 100)
+    assert store.claim(0.0)
+    assert store.claim(0.0)
+    store.close()  # as a server that is killed leaves it
+    worker = WaitsAtThird()
+    worker.gate.clear()
+    async with running(tmp_path, worker, at_once=3) as jobs:
+        await until(jobs, "a", JobState.RUNNING)
+        await settle()
+        assert worker.at_work == 1
+        worker.gate.set()
+        await holds(lambda: worker.at_work == 3)
+        assert (worker.begun, worker.beside) == (["a/0", "b/0", "c/0", "d/0", "e/0"], [0, 0, 0, 1, 2])
+        worker.gate.set()
+        await until(jobs, "e", *OVER)
 
 
 @virtual_time

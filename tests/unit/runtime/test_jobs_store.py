@@ -206,6 +206,30 @@ def test_what_kills_the_server_is_given_up(store: JobsStore) -> None:
     assert store.claim(4.0) is None
 
 
+def test_a_death_counts_for_what_was_begun_alone(store: JobsStore) -> None:
+    for name in ("poison", "neighbour"):
+        store.add(new(name), 1.0, MOST)
+        assert store.claim(2.0)
+    for left in (2, 2, 1):
+        store.recover(3.0)
+        assert store.suspects == left
+        claim = store.claim(4.0)
+    assert claim is not None
+    assert (claim.job, claim.attempt) == ("neighbour", 2)
+    assert store.succeed(claim, 5.0, 1.0, "result")
+    assert store.suspects == 0
+    states = [found.state for name in ("poison", "neighbour") if (found := store.find(name, None))]
+    assert states == [JobState.FAILED, JobState.SUCCEEDED]
+
+
+def test_what_is_cancelled_is_no_suspect(store: JobsStore) -> None:
+    store.add(new("a"), 1.0, MOST)
+    assert store.claim(2.0)
+    store.recover(3.0)
+    store.cancel("a", None, 4.0)
+    assert store.suspects == 0
+
+
 def test_ends_that_were_planned_do_not_count(store: JobsStore) -> None:
     store.add(new("patient"), 1.0, MOST)
     for _ in range(2 * MAX_ATTEMPTS):
