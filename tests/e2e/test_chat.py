@@ -350,7 +350,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "options that are none": (chat(AUDIO_URL, asr_options=5), "asr_options"),
     "wrong hotwords": (
         chat(AUDIO_URL, extra_body={"asr_options": {"custom_vocabulary_word": [{}]}}),
-        "asr_options.custom_vocabulary_word[0].text",
+        "asr_options.custom_vocabulary_word[0].word",
     ),
     "another response format": (
         chat(AUDIO_URL, response_format={"type": "json_object"}),

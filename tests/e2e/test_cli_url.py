@@ -110,6 +110,12 @@ def test_files_come_out_in_their_order_and_beside_the_recordings(server: Running
         ("http://host:8001", Address("http://host:8001")),
         ("https://host/asr/", Address("https://host/asr")),
         ("http://[::1]:8001/api/transcribe", Address("http://[::1]:8001")),
+        ("http://host:8001/api/v1", Address("http://host:8001")),
+        ("http://host:8001/v1/", Address("http://host:8001")),
+        ("http://host:8001/v1/audio/transcriptions", Address("http://host:8001")),
+        ("http://host/asr/compatible-mode/v1", Address("http://host/asr")),
+        ("http://host:8001/compatible-mode/v1/chat/completions", Address("http://host:8001")),
+        ("http://host:8001/demo", Address("http://host:8001")),
     ],
 )
 def test_any_door_says_where_the_server_is(url: str, expected: Address) -> None:

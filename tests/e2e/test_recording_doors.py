@@ -110,7 +110,7 @@ def test_granularities(server: RunningServer, name: str, granularities: list[str
         assert set(body["words"][0]) == {"word", "start", "end"}
 
 
-@pytest.mark.parametrize("name", ["", "whisper-1", "gpt-4o-transcribe", "none", "fake"])
+@pytest.mark.parametrize("name", ["", "whisper-1", "gpt-4o-transcribe", "none", "fake", "Qwen/fake"])
 def test_models_that_openai_clients_may_name(server: RunningServer, name: str) -> None:
     assert post(server, OPENAI, model=name).json()["text"]
 

@@ -9,8 +9,18 @@ from urllib.parse import parse_qs, urlsplit
 
 TRANSCRIBE: Final = "/api/transcribe"
 
-_DOORS: Final = ("/api-ws/v1/realtime", TRANSCRIBE)
-"""Paths that an address may end in: what stands before them is where the server is."""
+_DOORS: Final = (
+    "/api-ws/v1/realtime",
+    "/api/v1",
+    TRANSCRIBE,
+    "/compatible-mode/v1/chat/completions",
+    "/compatible-mode/v1",
+    "/v1/audio/transcriptions",
+    "/v1/chat/completions",
+    "/v1",
+    "/demo",
+)
+"""What addresses that people have at hand end in, those that end in another one first. Before it is the server."""
 _SCHEMES: Final = {"ws": "http", "wss": "https", "http": "http", "https": "https"}
 
 
@@ -37,6 +47,6 @@ def address_of(url: str) -> Address:
     if parts.username is not None:
         raise ValueError("a key goes into --api-key")
     path = parts.path.rstrip("/")
-    for door in _DOORS:
-        path = path.removesuffix(door)
+    door = next((door for door in _DOORS if path.endswith(door)), "")
+    path = path.removesuffix(door)
     return Address(f"{_SCHEMES[parts.scheme]}://{parts.netloc}{path}", parse_qs(parts.query).get("model", [""])[0])

@@ -75,7 +75,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         realtime_paths={protocol.name: protocol.path for protocol in found},
         source_limits=sources,
         media_limits=media,
-        uploads=Admission(_UPLOADS_PER_RECORDING * settings.max_recordings),
+        uploads=Admission(_UPLOADS_PER_RECORDING * settings.max_recordings, what="recordings"),
         stored=Uploads(upload_folder(settings), settings.max_stored_bytes),
         upload_policies=UploadPolicies(),
         jobs=Jobs(jobs_options(settings), JobWork(services, sources, media), services.metrics),

@@ -65,7 +65,7 @@ class Fields:
         """
         value = self.text(name).lower() or choices[0]
         if value not in choices:
-            raise InvalidValue(f"{name} is one of: {', '.join(choices)}.", param=name)
+            raise InvalidValue(f"{name} is one of: {', '.join(filter(None, choices))}.", param=name)
         return value
 
 

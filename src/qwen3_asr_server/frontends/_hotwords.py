@@ -136,7 +136,7 @@ def _hotword(entry: object, param: str) -> Hotword:
         return Hotword(_short(entry, param))
     if not isinstance(entry, dict):
         raise InvalidValue(f"{param} is neither a word nor an object with one.", param=param)
-    name = "word" if "word" in entry else "text"
+    name = "text" if "text" in entry and "word" not in entry else "word"
     weight = entry.get("weight")
     if weight is None:
         weight = 0.0

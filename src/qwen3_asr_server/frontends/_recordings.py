@@ -102,7 +102,7 @@ def truncation_header(transcript: Transcript) -> dict[str, str]:
 
 
 def model_named(services: Services, asked: str, also: frozenset[str] = frozenset()) -> str:
-    """Return the model that a client asks for, whatever the case.
+    """Return the model that a client asks for, whatever the case, and also by the name it has on a hub: `Qwen/…`.
 
     Args:
         services: whose model it is.
@@ -114,9 +114,10 @@ def model_named(services: Services, asked: str, also: frozenset[str] = frozenset
     """
     if not asked or asked.lower() in also:
         return services.models.default
-    for name in services.models.known:
-        if name.lower() == asked.lower():
-            return services.models.resolve(name)
+    known = {name.lower(): name for name in services.models.known}
+    for name in (asked.lower(), asked.lower().rpartition("/")[2]):
+        if name in known:
+            return services.models.resolve(known[name])
     raise UnknownModel(f"There is no such model here, but: {', '.join(services.models.names)}.", param="model")
 
 

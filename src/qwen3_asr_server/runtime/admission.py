@@ -1,4 +1,4 @@
-"""Who may come in: a bound on sessions, in all and for each key.
+"""Who may come in: a bound on sessions, or on other things of which there may be so many, in all and for each key.
 
 A session holds a lease for as long as its connection lasts. Knows nothing of keys beyond an opaque id, nor of
 what a session does. Called by the services.
@@ -25,9 +25,11 @@ class Admission:
     Args:
         max_sessions: sessions at once, at least 1.
         max_per_key: sessions at once for one key; 0 sets no such limit.
+        what: what is counted, as clients are told.
     """
 
-    def __init__(self, max_sessions: int, max_per_key: int = 0) -> None:
+    def __init__(self, max_sessions: int, max_per_key: int = 0, *, what: str = "sessions") -> None:
+        self._what = what
         self._max_sessions = max_sessions
         self._max_per_key = max_per_key
         self._by_key: Counter[str | None] = Counter()
@@ -58,9 +60,9 @@ class Admission:
         if self._closed:
             raise ShuttingDown("The server is shutting down.")
         if self.full:
-            raise Refused("Too many sessions; try again later.", reason="sessions")
+            raise Refused(f"Too many {self._what}; try again later.", reason="sessions")
         if key_id is not None and self._max_per_key and self._by_key[key_id] >= self._max_per_key:
-            raise Refused("Too many sessions for this key.", reason="key")
+            raise Refused(f"Too many {self._what} for this key.", reason="key")
         self._by_key[key_id] += 1
         try:
             yield

@@ -23,7 +23,7 @@ class Recordings:
     """
 
     def __init__(self, most: int, metrics: Metrics) -> None:
-        self._admission = Admission(most)
+        self._admission = Admission(most, what="recordings")
         self._metrics = metrics
         self._open = InFlight[Recording]()
         metrics.recordings_open.set_function(lambda: len(self._open))

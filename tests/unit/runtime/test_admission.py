@@ -34,6 +34,12 @@ def test_limits(max_sessions, max_per_key, inside, newcomer, reason):
     assert admission.in_use == 0
 
 
+def test_what_there_are_too_many_of_is_said():
+    admission = Admission(0, what="recordings")
+    with pytest.raises(Refused, match="Too many recordings"), admission.admit():
+        pytest.fail("it was admitted")
+
+
 def test_a_lease_ends_with_an_exception_too():
     admission = Admission(1)
     with pytest.raises(ZeroDivisionError), admission.admit("a"):
