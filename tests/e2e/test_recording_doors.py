@@ -141,12 +141,15 @@ def test_what_is_said_beforehand_reaches_the_engine(door: str, fields: dict[str,
     assert engine.opened[0].context == context
 
 
-def test_the_text_so_far_is_carried_on() -> None:
-    engine = FakeEngine()
+def test_the_text_of_the_piece_before_is_carried_on() -> None:
+    """And nothing of those before it, though there would be room."""
+    engine, pause = FakeEngine(), (0.0, 1.5)
+    recording = wav((0.25, 0.64), pause, (0.5, 0.64), pause, (0.75, 0.64), pause)
     with running_server(engine=engine, vad=EnergyVad()) as running:
-        told = events(post(running, REST, stream="true", use_previous_context="true"))
-    (first, *_) = [data["text"] for name, data in told if name == "segment"]
-    assert [options.context for options in engine.opened] == ["", first]
+        told = events(post(running, REST, recording, stream="true", use_previous_context="true"))
+    first, second, _ = [data["text"] for name, data in told if name == "segment"]
+    assert first != second
+    assert [options.context for options in engine.opened] == ["", first, second]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,52 @@ def test_channels_kept_apart(server: RunningServer) -> None:
     assert [channel["channel_id"] for channel in body["channels"]] == [0, 1]
     assert [segment["channel_id"] for segment in body["segments"]] == [0, 1]
     assert body["segments"][0]["end"] < body["segments"][1]["start"]
+
+
+def stereo(left: tuple[float, float], right: tuple[float, float]) -> bytes:
+    """Return 3 s of two parties, each of whom speaks from one time to another."""
+    at = np.arange(48_000) / 16_000
+    return wav_of(np.stack([0.25 * ((at >= first) & (at < last)) for first, last in (left, right)], axis=1))
+
+
+NEVER = (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "speak"),
+    [
+        (NEVER, (0.5, 1.5), [False, True]),
+        ((0.5, 1.5), NEVER, [True, False]),
+        (NEVER, NEVER, [False, False]),
+    ],
+)
+def test_a_silent_channel_keeps_its_place(
+    server: RunningServer, left: tuple[float, float], right: tuple[float, float], speak: list[bool]
+) -> None:
+    call = stereo(left, right)
+    for kind, name in (("json", "channel_id"), ("verbose_json", "channel")):
+        channels = post(server, REST, call, split_channels="true", format=kind).json()["channels"]
+        assert [channel[name] for channel in channels] == [0, 1]
+        assert [bool(channel["text"]) for channel in channels] == speak
+    for kind, mark in (("text", "[{}] "), ("srt", "[{}] "), ("vtt", "<v Channel {}>")):
+        text = post(server, REST, call, split_channels="true", format=kind).text
+        assert [mark.format(channel) in text for channel in range(2)] == speak
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "name"), [("json", "timestamps", "channel_id"), ("verbose_json", "words", "channel")]
+)
+def test_words_of_channels_are_in_the_order_of_time(server: RunningServer, kind: str, words: str, name: str) -> None:
+    call = stereo((0.3, 2.5), (0.7, 1.6))
+    apart, mixed = (
+        post(server, REST, call, format=kind, return_timestamps="true", split_channels=split).json()[words]
+        for split in ("true", "false")
+    )
+    channels, starts = [word[name] for word in apart], [word["start"] for word in apart]
+    assert starts == sorted(starts)
+    assert channels != sorted(channels)
+    assert set(channels) == {0, 1}
+    assert not any(name in word for word in mixed)
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -64,7 +64,7 @@ _FIELDS: Final[dict[str, Any]] = {
     "context": {"type": "string", "description": "Text or words that are likely to be said."},
     **SCHEMAS,
     "initial_context": {"type": "string", "description": "Text before the recording."},
-    "use_previous_context": {"type": "boolean", "default": False, "description": "Carry on the text so far."},
+    "use_previous_context": {"type": "boolean", "default": False, "description": "Carry each text into the next."},
     "split_channels": {"type": "boolean", "default": False, "description": "A transcript for each channel."},
     "dtype": {"type": "string", "enum": list(DTYPES[1:]), "description": "Without effect: MODEL_DTYPE decides."},
 }
@@ -206,7 +206,8 @@ def _json(result: Result, wish: Wish, kind: str) -> dict[str, Any]:
     if wish.options.words:
         body["timestamps"] = [
             {"text": word.text, "start": seconds_of(word.start), "end": seconds_of(word.end)}
-            for word in transcript.words
+            | ({"channel_id": channel} if wish.split_channels else {})
+            for channel, word in transcript.words
         ]
     if wish.split_channels:
         body["channels"] = [

@@ -111,9 +111,10 @@ def _unpacked(text: str) -> JobResult:
         Segment(said, start, end, channel, language, tuple(Word(*word) for word in words), confidence)
         for said, start, end, channel, language, confidence, words in values["segments"]
     )
+    channels = tuple(values["channels"])
     return JobResult(
         *(values["form"], values["url"], JobWish.from_json(values["wish"])),
         MediaKind(**values["kind"]),
-        tuple(values["channels"]),
-        Transcript(segments, values["duration"], values.get("cut_short", False)),  # older servers did not note it
+        channels,
+        Transcript(segments, values["duration"], values.get("cut_short", False), channels),  # older ones lack the third
     )

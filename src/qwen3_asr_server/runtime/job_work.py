@@ -77,7 +77,8 @@ class JobWork:
         if not transcript.segments:
             raise NoWords("No word was recognised in the file.")
         segments = tuple(replace(segment, channel=channels[segment.channel]) for segment in transcript.segments)
-        return JobResult(claim.form, claim.url, wish, media.kind, channels, replace(transcript, segments=segments))
+        transcript = replace(transcript, segments=segments, channels=channels)
+        return JobResult(claim.form, claim.url, wish, media.kind, channels, transcript)
 
 
 class _Chosen:

@@ -109,6 +109,11 @@ class Recording:
         self.finished = False
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """Those that are kept apart, in order."""
+        return tuple(track.channel for track in self._tracks)
+
+    @property
     def cut_short(self) -> bool:
         """Whether the audio ended before it should; known when all segments were told."""
         return self._media.cut_short
@@ -316,4 +321,4 @@ async def transcribe(recording: Recording, heard: Callable[[Segment], Awaitable[
             if heard is not None:
                 await heard(segment)
     ordered = tuple(sorted(found, key=lambda segment: segment.start))
-    return Transcript(ordered, recording.received, recording.cut_short)
+    return Transcript(ordered, recording.received, recording.cut_short, recording.channels)

@@ -46,15 +46,15 @@ class Cue:
 def as_text(transcript: Transcript) -> str:
     """Return all that was said, and a line break.
 
-    Where several channels speak, each segment is a line that begins with its channel's number in brackets.
+    Where several channels were kept apart, each segment is a line that begins with its channel's number in brackets.
     """
-    if len(transcript.channels) > 1:
+    if len(transcript.channels) > 1 and transcript.segments:
         return "".join(f"[{segment.channel}] {segment.text}\n" for segment in transcript.segments)
     return transcript.text + "\n"
 
 
 def as_srt(transcript: Transcript) -> str:
-    """Return SubRip subtitles. Where several channels speak, each cue begins with its channel's number in brackets."""
+    """Return SubRip subtitles. Where several channels were kept apart, cues begin with their numbers in brackets."""
     several = len(transcript.channels) > 1
     blocks = []
     for number, cue in enumerate(cues_of(transcript), 1):
@@ -65,7 +65,7 @@ def as_srt(transcript: Transcript) -> str:
 
 
 def as_vtt(transcript: Transcript) -> str:
-    """Return WebVTT subtitles. Where several channels speak, each is a voice of its own."""
+    """Return WebVTT subtitles. Where several channels were kept apart, each is a voice of its own."""
     several = len(transcript.channels) > 1
     blocks = ["WEBVTT\n"]
     for cue in cues_of(transcript):
@@ -89,7 +89,7 @@ def as_verbose_json(
         transcript: what to write.
         words: with the words, where their times are known.
         segments: with the segments.
-        channels: with the channel of each segment and the text of each channel, which OpenAI does not have.
+        channels: with the channel of each segment and word and the text of each channel, which OpenAI does not have.
     """
     language = find(transcript.language or "")
     answer: dict[str, Any] = {
@@ -101,7 +101,8 @@ def as_verbose_json(
     if words:
         answer["words"] = [
             {"word": word.text, "start": seconds_of(word.start), "end": seconds_of(word.end)}
-            for word in transcript.words
+            | ({"channel": channel} if channels else {})
+            for channel, word in transcript.words
         ]
     if segments:
         answer["segments"] = [

@@ -52,6 +52,8 @@ class Transcript:
     """Length of the recording in samples."""
     cut_short: bool = False
     """The file ended before it should, as after a broken download; what it had is here."""
+    channels: tuple[int, ...] = (0,)
+    """Those that were kept apart, in order, also one in which nobody spoke; 0 alone for all of them mixed."""
 
     @property
     def text(self) -> str:
@@ -68,9 +70,10 @@ class Transcript:
         return max(spoken, key=spoken.__getitem__, default=None)
 
     @property
-    def words(self) -> tuple[Word, ...]:
-        """The words of all segments, in their order."""
-        return tuple(word for segment in self.segments for word in segment.words)
+    def words(self) -> tuple[tuple[int, Word], ...]:
+        """The words of all segments, each behind its channel, by their starts."""
+        words = [(segment.channel, word) for segment in self.segments for word in segment.words]
+        return tuple(sorted(words, key=lambda placed: placed[1].start))
 
     @property
     def confidence(self) -> float | None:
@@ -80,14 +83,9 @@ class Transcript:
             return None
         return sum(confidence * length for confidence, length in known) / sum(length for _, length in known)
 
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """The channels in which something was said, in order."""
-        return tuple(sorted({segment.channel for segment in self.segments}))
-
     def of_channel(self, channel: int) -> "Transcript":
         """Return the transcript of one channel."""
-        return replace(self, segments=tuple(s for s in self.segments if s.channel == channel))
+        return replace(self, segments=tuple(s for s in self.segments if s.channel == channel), channels=(channel,))
 
 
 def merge_overlapping(left: Segment, right: Segment) -> tuple[Segment, Segment]:

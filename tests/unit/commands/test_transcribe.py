@@ -161,14 +161,26 @@ def test_channels_are_kept_apart_when_asked(capsys: Any) -> None:
     assert "[" not in capsys.readouterr().out
 
 
+def test_a_silent_channel_leaves_the_others_their_numbers(capsys: Any) -> None:
+    right = tones((0.5, 0.3), (1.0, 0.0))
+    write_media(Path("call.wav"), replace(WAV, channels=2), np.stack([np.zeros_like(right), right], axis=1))
+    assert run("call.wav", channels=True, stdout=True) == 0
+    assert capsys.readouterr().out.startswith("[1] ")
+    assert run("call.wav", channels=True, stdout=True, form="json") == 0
+    silent, spoken = json.loads(capsys.readouterr().out)["channels"]
+    assert silent == {"channel": 0, "text": ""}
+    assert spoken["text"]
+
+
 # Forms
 
 CALL = Transcript(
     (
         Segment("hello there", 0, 16_000, 0, "en", (Word("hello", 0, 8_000), Word("there", 8_000, 16_000))),
-        Segment("你好", 20_000, 32_000, 1, "zh"),
+        Segment("你好", 4_000, 32_000, 1, "zh", (Word("你好", 4_000, 32_000),)),
     ),
     48_000,
+    channels=(0, 1, 2),
 )
 
 
@@ -183,12 +195,15 @@ def test_json_says_who_said_what_where_channels_are_apart(channels: bool) -> Non
     answer = json.loads(line)
     assert "你好" in line
     assert line.count("\n") == 1
-    assert [word["word"] for word in answer["words"]] == ["hello", "there"]
+    assert [word["word"] for word in answer["words"]] == ["hello", "你好", "there"]
+    assert [word.get("channel") for word in answer["words"]] == ([0, 1, 0] if channels else [None] * 3)
     assert [segment.get("channel") for segment in answer["segments"]] == ([0, 1] if channels else [None, None])
     short = json.loads(rendered(CALL, Wishes([], form="json", channels=channels)))
     for found in (answer, short):
         assert found.get("channels") == (
-            [{"channel": 0, "text": "hello there"}, {"channel": 1, "text": "你好"}] if channels else None
+            [{"channel": 0, "text": "hello there"}, {"channel": 1, "text": "你好"}, {"channel": 2, "text": ""}]
+            if channels
+            else None
         )
 
 

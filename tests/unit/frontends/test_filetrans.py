@@ -279,7 +279,8 @@ def test_words_and_emotion_only_where_they_are_wanted() -> None:
 
 
 def test_channels() -> None:
-    result = replace(RESULT, channels=(1, 3), transcript=Transcript((replace(SPOKEN, channel=3),), 48_000))
+    transcript = Transcript((replace(SPOKEN, channel=3),), 48_000, channels=(1, 3))
+    result = replace(RESULT, channels=(1, 3), transcript=transcript)
     body = result_file(result, "neutral")
     assert [(each["channel_id"], each["text"]) for each in body["transcripts"]] == [(1, ""), (3, "Hello, world!")]
 

@@ -16,7 +16,8 @@ SPOKEN = Segment("Hello", 16_000, 32_000, 1, "en", (Word("Hello", 16_000, 24_000
 
 def result(*, cut_short: bool) -> JobResult:
     kind = MediaKind("wav", "pcm_s16le", 8000, 2)
-    return JobResult("form", "http://host/a", JobWish("m"), kind, (0, 1), Transcript((SPOKEN,), 48_000, cut_short))
+    transcript = Transcript((SPOKEN,), 48_000, cut_short, (0, 1))
+    return JobResult("form", "http://host/a", JobWish("m"), kind, (0, 1), transcript)
 
 
 @pytest.mark.parametrize("cut_short", [False, True])

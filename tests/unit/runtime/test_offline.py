@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from qwen3_asr_server.runtime.offline import MAX_PIECES, RETRY_AFTER_S, Recordin
 from qwen3_asr_server.runtime.scheduler import SchedulerOptions
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.context import PREVIOUS_CHARS
 from support.clock import clock, settle, virtual_time
 from support.fake_engine import FakeEngine, FakeStream
 from support.recorded import MemoryMedia, studio, tones
@@ -76,7 +78,10 @@ class SlowStream(FakeStream):
 
 @dataclass
 class DeafEngine(FakeEngine):
-    """Hears nothing in anything."""
+    """Hears nothing in anything, or in some pieces."""
+
+    deaf_to: Collection[int] | None = None
+    """Numbers of pieces, from 1; None for all."""
 
     def open_stream(self, options):
         super().open_stream(options)
@@ -85,8 +90,9 @@ class DeafEngine(FakeEngine):
 
 class DeafStream(FakeStream):
     async def step(self, audio, kind):
-        await super().step(audio, kind)
-        return Hypothesis("")
+        heard = await super().step(audio, kind)
+        engine = self.engine
+        return Hypothesis("") if engine.deaf_to is None or len(engine.steps) in engine.deaf_to else heard
 
 
 def assert_in_order(transcript):
@@ -154,7 +160,17 @@ async def test_channels_are_kept_apart_and_merged_by_time():
     assert [segment.channel for segment in together.segments] == [0, 1, 0]
     assert_in_order(together)
     assert together.of_channel(0) == alone
-    assert together.channels == (0, 1)
+    assert (together.channels, alone.channels) == ((0, 1), (0,))
+
+
+@virtual_time
+async def test_channels_are_known_though_nobody_speaks_in_them():
+    silence = np.zeros(80_000, np.float32)
+    async with studio(FakeEngine()) as place:
+        transcript = await place.transcribe(np.stack([silence, utterances(2)[:80_000], silence]))
+        assert transcript.channels == (0, 1, 2)
+        assert [bool(transcript.of_channel(channel).text) for channel in transcript.channels] == [False, True, False]
+        assert (await place.transcribe(np.stack([silence, silence]))).channels == (0, 1)
 
 
 @virtual_time
@@ -266,6 +282,17 @@ async def test_the_end_of_each_text_is_carried_on_and_pieces_run_in_order():
             assert segment.text.endswith(context)
             assert 190 < len(context) <= 200
         assert engine.most == 1
+
+
+@virtual_time
+@pytest.mark.parametrize("block_s", [1.0, 60.0], ids=["one after the other", "all at once"])
+async def test_of_short_texts_only_the_last_is_carried_on(block_s):
+    engine = DeafEngine(deaf_to={3})
+    async with studio(engine) as place:
+        transcript = await place.transcribe(MemoryMedia(utterances(5), block_s), use_previous_context=True)
+        first, second, fourth, _ = (segment.text for segment in transcript.segments)
+        assert [options.context for options in engine.opened] == ["", first, second, second, fourth]
+        assert len(" ".join([first, second, fourth])) <= PREVIOUS_CHARS
 
 
 @virtual_time

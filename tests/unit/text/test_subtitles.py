@@ -1,5 +1,6 @@
 import re
 import unicodedata
+from dataclasses import replace
 from itertools import zip_longest
 
 import pytest
@@ -27,8 +28,8 @@ LATIN = (
 CHINESE = "今天天气很好，我们去公园散步吧。“你说什么？”他问道，然后就再也没有说话，一直走到了公园门口才停下来。"
 
 
-def transcript(*segments, duration=3600 * S):
-    return Transcript(tuple(segments), duration)
+def transcript(*segments, duration=3600 * S, channels=(0,)):
+    return Transcript(tuple(segments), duration, channels=channels)
 
 
 def spoken(text, start_s=0.0, word_s=0.4, gaps=()):
@@ -53,11 +54,44 @@ def test_vtt():
 
 
 def test_channels_are_told_apart():
-    both = transcript(Segment("Hello?", S, 3 * S), Segment("Hi!", 2 * S, 3 * S, channel=1))
+    both = transcript(Segment("Hello?", S, 3 * S), Segment("Hi!", 2 * S, 3 * S, channel=1), channels=(0, 1))
     assert "[0] Hello?" in as_srt(both)
     assert "[1] Hi!" in as_srt(both)
     assert "<v Channel 1>Hi!" in as_vtt(both)
     assert "[" not in as_srt(both.of_channel(1))
+
+
+ONE_SPEAKS = transcript(Segment("Hi!", 2 * S, 3 * S, channel=1), duration=4 * S, channels=(0, 1))
+NOBODY_SPEAKS = transcript(duration=4 * S, channels=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("render", "one", "nobody"),
+    [
+        (as_text, "[1] Hi!\n", "\n"),
+        (as_srt, "1\n00:00:02,000 --> 00:00:03,000\n[1] Hi!\n", ""),
+        (as_vtt, "WEBVTT\n\n00:00:02.000 --> 00:00:03.000\n<v Channel 1>Hi!\n", "WEBVTT\n"),
+    ],
+)
+def test_a_channel_keeps_its_number_though_the_others_are_silent(render, one, nobody):
+    assert (render(ONE_SPEAKS), render(NOBODY_SPEAKS)) == (one, nobody)
+
+
+@pytest.mark.parametrize("render", [as_json, as_verbose_json])
+def test_silent_channels_are_listed(render):
+    silent = {"channel": 0, "text": ""}
+    assert render(ONE_SPEAKS, channels=True)["channels"] == [silent, {"channel": 1, "text": "Hi!"}]
+    assert render(NOBODY_SPEAKS, channels=True)["channels"] == [silent, {"channel": 1, "text": ""}]
+    assert "channels" not in render(ONE_SPEAKS)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_words_of_channels_are_in_the_order_of_time(apart):
+    left, right = spoken("one two three", word_s=1.0), replace(spoken("yes no", 0.5, word_s=1.0), channel=1)
+    found = as_verbose_json(transcript(left, right, channels=(0, 1)), words=True, channels=apart)["words"]
+    assert [word["start"] for word in found] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [word["word"] for word in found] == ["one", "yes", "two", "no", "three"]
+    assert [word.get("channel") for word in found] == ([0, 1, 0, 1, 0] if apart else [None] * 5)
 
 
 def test_nothing_said():

@@ -35,9 +35,22 @@ def test_confidence_is_that_of_all_or_unknown():
 
 def test_channels():
     segments = (Segment("a", 0, 1), Segment("b", 1, 2, channel=1), Segment("c", 2, 3))
-    transcript = Transcript(segments, 3)
-    assert transcript.channels == (0, 1)
-    assert transcript.of_channel(1) == Transcript((segments[1],), 3)
+    transcript = Transcript(segments, 3, channels=(0, 1, 2))
+    assert transcript.of_channel(1) == Transcript((segments[1],), 3, channels=(1,))
+    assert transcript.of_channel(2) == Transcript((), 3, channels=(2,))
+
+
+def test_words_of_all_channels_are_in_the_order_of_time():
+    long = Segment("one two three", 0, 3000, words=words("one", "two", "three"))
+    within = Segment("yes no", 1000, 2500, channel=1, words=words("yes", "no", start=1000, step=750))
+    transcript = Transcript((long, within), 3000, channels=(0, 1))
+    assert [(channel, word.text) for channel, word in transcript.words] == [
+        (0, "one"),
+        (0, "two"),
+        (1, "yes"),
+        (1, "no"),
+        (0, "three"),
+    ]
 
 
 def test_what_two_neighbours_heard_stands_once_with_its_words():
