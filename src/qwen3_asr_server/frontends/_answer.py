@@ -53,7 +53,7 @@ class Exchange:
         self._send_timeout_s = send_timeout_s
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(_BODY_CHUNKS)
         self._body_over = False
-        self.helpers: list[asyncio.Task[None]] = []
+        self._helpers: list[asyncio.Task[None]] = []
         self.begun = False
         """Whether an event was sent: it is too late for a status."""
 
@@ -90,8 +90,14 @@ class Exchange:
     def beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something until it is cancelled or the answer is complete."""
         task = self._group.create_task(work)
-        self.helpers.append(task)
+        self._helpers.append(task)
         return task
+
+    def stop_helpers(self) -> None:
+        """Cancel what runs beside the work."""
+        for task in self._helpers:
+            task.cancel()
+        self._helpers.clear()  # a cancelled task remembers where, which is here: only the collector would free both
 
     async def tell(self, data: object, name: str | None = None) -> None:
         """Send an event.
@@ -179,7 +185,7 @@ class Answer(Response):
                 exchange = Exchange(Headers(scope=scope), group, send, self._send_timeout_s)
                 working = group.create_task(self._answer(exchange, scope, receive, send))
                 exchange.beside(exchange.read(receive, working.cancel))
-                working.add_done_callback(lambda _: [task.cancel() for task in exchange.helpers])
+                working.add_done_callback(lambda _: exchange.stop_helpers())
         except* ClientDisconnect:  # from the work, or from what tells its progress beside it
             _log.info("a client took no events any more")
 
@@ -194,13 +200,13 @@ class Answer(Response):
         try:
             return await self._work(exchange)
         except AsrServerError as error:
-            failure = error
+            # The error is not kept: with its trace it holds all that the work held, such as a long data URL.
+            response = self._failure(error)
         except ClientDisconnect:
             raise
         except Exception:  # noqa: BLE001 - the boundary of a request
             _log.exception("a request failed")
-            failure = InternalError("The server failed; its log has the details.")
-        response = self._failure(failure)
+            response = self._failure(InternalError("The server failed; its log has the details."))
         if exchange.begun and response.media_type == EVENT_STREAM:
             await exchange.write(bytes(response.body).decode())
             return None

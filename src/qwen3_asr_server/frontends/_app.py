@@ -24,6 +24,7 @@ from qwen3_asr_server.domain import TurnDetection
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.frontends import _errors
 from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Tickets
+from qwen3_asr_server.frontends._bodies import Bodies
 from qwen3_asr_server.frontends._documents import document
 from qwen3_asr_server.frontends._recordings import TIME_HEADERS, TRUNCATED_HEADER
 from qwen3_asr_server.frontends._server import Server
@@ -76,6 +77,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         source_limits=sources,
         media_limits=media,
         uploads=Admission(_UPLOADS_PER_RECORDING * settings.max_recordings, what="recordings"),
+        bodies=Bodies(settings.max_message_bytes, sources.upload_stall_s),
         stored=Uploads(upload_folder(settings), settings.max_stored_bytes),
         upload_policies=UploadPolicies(),
         jobs=Jobs(jobs_options(settings), JobWork(services, sources, media), services.metrics),

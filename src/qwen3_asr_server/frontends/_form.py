@@ -2,13 +2,13 @@
 
 A file in `multipart/form-data` is stored while it comes, and only once: the framework's own parser would store it
 before a limit could be kept. Fields may stand before or behind it. JSON and URL-encoded forms have no file; they name
-one in `url`. Fields are strings whatever they came in. Knows no audio; used by the doors for recordings.
+one in `url`, or hold it there, and then it is stored too and the rest of the body forgotten. Fields are strings
+whatever they came in. Knows no audio; used by the doors for recordings.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,18 +16,19 @@ from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
 
-from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
+from qwen3_asr_server.errors import InvalidValue, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
+from qwen3_asr_server.frontends._bodies import Bodies, json_object
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND
 from qwen3_asr_server.frontends._multipart import FILE, MAX_FIELDS_BYTES, MAX_PARTS, Multipart
-from qwen3_asr_server.runtime.sources import SourceLimits, Upload, fetched, source_of
+from qwen3_asr_server.runtime.sources import DataUrl, SourceLimits, Upload, fetched, source_of
 
 URL: Final = "url"
-LONGEST_BODY_S: Final = 600.0
-"""Of a body without a file: a byte now and then would hold its place without end."""
-_LARGE_BYTES: Final = 256 * 1024
-"""JSON that takes more than about a millisecond to read."""
-
+_MULTIPART: Final = b"multipart/form-data"
+_PARSERS: Final[Mapping[bytes, Callable[[bytes | bytearray], dict[str, list[str]]]]] = {
+    b"application/json": lambda body: _from_object(json_object(body)),
+    b"application/x-www-form-urlencoded": lambda body: _from_pairs(bytes(body)),
+}
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off", ""})
 
@@ -75,17 +76,17 @@ class Form:
 
     fields: Fields
     path: Path | None
-    """Where its file is, if it sent one."""
+    """Where its file is, if it sent one, be it in a data URL."""
 
 
 @asynccontextmanager
-async def received(exchange: Exchange, limits: SourceLimits, max_text_bytes: int) -> AsyncIterator[Form]:
+async def received(exchange: Exchange, limits: SourceLimits, bodies: Bodies | None) -> AsyncIterator[Form]:
     """Yield the form in a request; its file is there while the block lasts.
 
     Args:
         exchange: the request.
         limits: what a file may cost.
-        max_text_bytes: largest body without a file.
+        bodies: reads those that are no form with a file; None: there has to be a file.
 
     Raises:
         InvalidValue: it is no form.
@@ -94,8 +95,9 @@ async def received(exchange: Exchange, limits: SourceLimits, max_text_bytes: int
         Overloaded: there is no room to store it.
     """
     kind, _ = parse_options_header(exchange.headers.get("content-type"))
-    if kind != b"multipart/form-data":
-        yield Form(Fields(await _without_file(exchange, kind, max_text_bytes, limits.upload_stall_s)), None)
+    if kind != _MULTIPART:
+        async with AsyncExitStack() as files:
+            yield await _without_file(exchange, kind, limits, bodies, files)
         return
     form = multipart(exchange, limits.max_bytes)
     async with fetched(Upload(form.file_in(exchange.body())), limits) as path:
@@ -139,62 +141,33 @@ async def audio_in(form: Form, limits: SourceLimits) -> AsyncIterator[Path]:
         yield path
 
 
-async def whole_body(exchange: Exchange, max_bytes: int, stall_s: float) -> bytearray:
-    """Return the body of a request without a file.
-
-    Args:
-        exchange: the request.
-        max_bytes: longest body.
-        stall_s: longest wait for its next bytes, in seconds.
-
-    Raises:
-        TooLarge: it is longer.
-        IdleTimeout: it stops before its end, or takes too long.
-    """
-    body = bytearray()
-    coming = exchange.body()
-    try:
-        async with asyncio.timeout(LONGEST_BODY_S):
-            while max(len(body), exchange.announced_bytes) <= max_bytes:
-                async with asyncio.timeout(stall_s):
-                    chunk = await anext(coming, None)
-                if chunk is None:
-                    return body
-                body += chunk
-    except TimeoutError:
-        raise IdleTimeout("The request stopped before its end, or takes too long.") from None
-    raise TooLarge(f"A request without a file has at most {max_bytes} bytes.")
-
-
-async def json_body(exchange: Exchange, max_bytes: int, stall_s: float) -> dict[str, Any]:
-    """Return the JSON object in a request; arguments and errors as for `whole_body`.
-
-    Raises:
-        InvalidValue: it is none.
-    """
-    return await _json_object(await whole_body(exchange, max_bytes, stall_s))
-
-
-async def _json_object(body: bytearray) -> dict[str, Any]:
-    """Return the JSON object in a body; a large one is read on a thread."""
-    try:
-        values = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE_BYTES else json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidValue("The body is not valid JSON.") from None
-    if not isinstance(values, dict):
-        raise InvalidValue("The body is not a JSON object.")
-    return values
-
-
-async def _without_file(exchange: Exchange, kind: bytes, max_bytes: int, stall_s: float) -> dict[str, list[str]]:
-    if kind not in (b"application/json", b"application/x-www-form-urlencoded"):
+async def _without_file(
+    exchange: Exchange, kind: bytes, limits: SourceLimits, bodies: Bodies | None, files: AsyncExitStack
+) -> Form:
+    if bodies is None:
+        raise InvalidValue("There is no file.", param=FILE)
+    if kind not in _PARSERS:
         raise InvalidValue("Send multipart/form-data with a file, or JSON.")
-    body = await whole_body(exchange, max_bytes, stall_s)
-    large = len(body) > _LARGE_BYTES
-    if kind != b"application/json":
-        return await asyncio.to_thread(_from_pairs, body) if large else _from_pairs(body)
-    values = await _json_object(body)
-    return await asyncio.to_thread(_from_object, values) if large else _from_object(values)
+    async with bodies.read(exchange, _PARSERS[kind]) as values:
+        fields, path = await _unpacked(Fields(values), limits, files)
+    return Form(fields, path)
+
+
+async def _unpacked(fields: Fields, limits: SourceLimits, files: AsyncExitStack) -> tuple[Fields, Path | None]:
+    """Return fields without the data URL among them, and where the file is that it holds.
+
+    Raises:
+        TooLarge: what is left is longer than the fields of a form with a file may be.
+        AsrServerError: the data URL cannot be read.
+    """
+    others, path = dict(fields.values), None
+    url = fields.text(URL)
+    if url[:5].lower() == "data:":
+        del others[URL]
+        path = await files.enter_async_context(fetched(DataUrl(url), limits))
+    if sum(len(value) for values in others.values() for value in values) > MAX_FIELDS_BYTES:
+        raise TooLarge(f"The fields beside a data URL have at most {MAX_FIELDS_BYTES} characters together.")
+    return Fields(others), path
 
 
 def _from_object(values: dict[str, Any]) -> dict[str, list[str]]:
@@ -233,7 +206,7 @@ def _as_json(name: str, value: object) -> str:
     return text
 
 
-def _from_pairs(body: bytearray) -> dict[str, list[str]]:
+def _from_pairs(body: bytes) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     try:
         for name, value in parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_PARTS):

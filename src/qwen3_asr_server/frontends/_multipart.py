@@ -99,7 +99,10 @@ class Multipart:
         self._header = (bytearray(), bytearray())
 
     def _headers_end(self) -> None:
-        self._name = _decoded(parse_options_header(self._disposition)[1].get(b"name", b""))
+        options = parse_options_header(self._disposition)[1]
+        self._name = _decoded(options.get(b"name", b""))
+        if self._name != FILE and options.get(b"filename"):
+            raise InvalidValue(f"Send the recording as `{FILE}`.", param=FILE)
         if self._name == FILE:
             if self.has_file:
                 raise InvalidValue("There is more than one file: send one at a time.", param=FILE)

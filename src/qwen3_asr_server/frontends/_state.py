@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from qwen3_asr_server.frontends._auth import Tickets
+from qwen3_asr_server.frontends._bodies import Bodies
 from qwen3_asr_server.frontends._upload_policy import UploadPolicies
 from qwen3_asr_server.runtime.admission import Admission
 from qwen3_asr_server.runtime.gpu import GpuWatch
@@ -34,6 +35,8 @@ class AppState:
     media_limits: MediaLimits
     uploads: Admission
     """Requests whose recordings are stored at once: more than are transcribed, as sending may take long."""
+    bodies: Bodies
+    """Reads requests without a file, of which the long ones take turns."""
     stored: Uploads
     """Files that clients have sent for requests to come."""
     upload_policies: UploadPolicies

@@ -19,10 +19,10 @@ from fastapi.responses import JSONResponse, Response
 from qwen3_asr_server.errors import AsrServerError, ClientError, Forbidden, InvalidValue, Overloaded
 from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._auth import RESULTS
+from qwen3_asr_server.frontends._bodies import json_object, whole_body
 from qwen3_asr_server.frontends._errors import Codes, not_found
 from qwen3_asr_server.frontends._filetrans import result_file, task_line, task_of
 from qwen3_asr_server.frontends._filetrans_fields import SCHEMA, request_of
-from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._recordings import truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._vendor import CODES, new_request_id, own_url, vendor_answer, vendor_error
@@ -135,8 +135,8 @@ async def result(name: str, state: State) -> Response:
 async def _submit(exchange: Exchange, request: Request, state: AppState) -> Response:
     if request.headers.get("x-dashscope-async", "").strip().lower() != "enable":
         raise Forbidden("This call is asynchronous only: send X-DashScope-Async: enable.")
-    body = await json_body(exchange, MAX_BODY_BYTES, state.source_limits.upload_stall_s)
-    wanted = request_of(body, state.services)
+    body = await whole_body(exchange, MAX_BODY_BYTES, state.source_limits.upload_stall_s)
+    wanted = request_of(await asyncio.to_thread(json_object, body), state.services)
     task_id = str(uuid.uuid4())
     new = NewJob(task_id, _owner(request), wanted.form, wanted.model, wanted.wish, wanted.urls)
     await state.jobs.submit(new)

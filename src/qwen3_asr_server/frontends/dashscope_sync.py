@@ -5,7 +5,7 @@ A message with an audio URL in, the text of it out: whole, or as server-sent eve
 """
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,8 +16,8 @@ from fastapi.responses import Response
 
 from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import EVENT_STREAM, Answer, Exchange
+from qwen3_asr_server.frontends._bodies import json_object
 from qwen3_asr_server.frontends._documents import texts
-from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
 from qwen3_asr_server.frontends._multipart import MAX_PARTS
 from qwen3_asr_server.frontends._recordings import Wish, language_named, transcribed, truncation_header
@@ -33,7 +33,7 @@ from qwen3_asr_server.frontends._vendor import (
 )
 from qwen3_asr_server.protocols._fields import Fields
 from qwen3_asr_server.runtime.media import MediaLimits
-from qwen3_asr_server.runtime.sources import fetched, source_of
+from qwen3_asr_server.runtime.sources import Source, SourceLimits, fetched, source_of, unpacked
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.subtitles import truncation_of
@@ -114,8 +114,7 @@ class _Call:
     """What a client asks for."""
 
     wish: Wish
-    audio: str
-    """Where the recording is."""
+    audio: Source
     context: str
     as_text: bool
     """Without messages: `output.text`."""
@@ -173,10 +172,17 @@ async def _received(exchange: Exchange, state: AppState) -> AsyncIterator[tuple[
     limits = state.source_limits
     limits = replace(limits, max_bytes=min(limits.max_bytes, int(state.limits["sync_max_bytes"])))
     with state.uploads.admit():
-        body = await json_body(exchange, int(state.limits["max_message_bytes"]), limits.upload_stall_s)
-        call = _call(body, state)
-        async with fetched(source_of(call.audio), limits) as path:
-            yield call, path
+        async with AsyncExitStack() as files:
+            call = await _called(exchange, state, limits, files)
+            async with fetched(call.audio, limits) as path:
+                yield call, path
+
+
+async def _called(exchange: Exchange, state: AppState, limits: SourceLimits, files: AsyncExitStack) -> _Call:
+    """Return what a client asks for; nothing else of its request is kept."""
+    async with state.bodies.read(exchange, lambda body: _call(json_object(body), state)) as call:
+        audio = await unpacked(call.audio, limits, files)
+    return replace(call, audio=audio)
 
 
 def _media_limits(state: AppState) -> MediaLimits:
@@ -200,7 +206,7 @@ def _call(body: dict[str, Any], state: AppState) -> _Call:
     language = language_named(options.text("language") or "", "parameters.asr_options.language")
     return _Call(
         Wish(vendor_model(state.services, asked.text("model") or ""), TranscribeOptions(language, context)),
-        _audio(parts),
+        source_of(_audio(parts)),
         context,
         as_text=parameters.choice("result_format", RESULT_FORMATS) == "text",
         incremental=parameters.flag("incremental_output") or False,

@@ -141,7 +141,7 @@ async def _transcribe(exchange: Exchange, state: AppState) -> Response | None:
     limits = state.source_limits
     with state.uploads.admit():
         async with (
-            received(exchange, limits, int(state.limits["max_message_bytes"])) as form,
+            received(exchange, limits, state.bodies) as form,
             audio_in(form, limits) as path,
         ):
             wish, kind = _wish(form, state), form.fields.choice("format", FORMATS)

@@ -117,7 +117,7 @@ def _model(name: str) -> dict[str, Any]:
 
 async def _transcribe(exchange: Exchange, state: AppState) -> Response | None:
     with state.uploads.admit():
-        async with received(exchange, state.source_limits, int(state.limits["max_message_bytes"])) as form:
+        async with received(exchange, state.source_limits, None) as form:
             if form.path is None:
                 raise InvalidValue("There is no file.", param="file")
             wish, kind, granularities = _wish(form.fields, state)

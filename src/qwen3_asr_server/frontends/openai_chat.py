@@ -12,7 +12,8 @@ clean. Only maps fields: `_chat` reads them, `_recordings` has the recording tra
 import asyncio
 import time
 import uuid
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -20,16 +21,16 @@ from fastapi.responses import JSONResponse, Response
 
 from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import Answer, Exchange
+from qwen3_asr_server.frontends._bodies import json_object
 from qwen3_asr_server.frontends._chat import ChatRequest, chat_request
 from qwen3_asr_server.frontends._documents import event_stream
 from qwen3_asr_server.frontends._errors import openai_error
-from qwen3_asr_server.frontends._form import json_body
 from qwen3_asr_server.frontends._hotwords import SCHEMAS
 from qwen3_asr_server.frontends._recordings import Wish, language_name, transcribed, truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import tokens_of, whole_seconds
 from qwen3_asr_server.frontends._vendor import vendor_model
-from qwen3_asr_server.runtime.sources import fetched
+from qwen3_asr_server.runtime.sources import fetched, unpacked
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.prompt import ASR_TEXT
@@ -119,12 +120,13 @@ def _answer(state: AppState, *, raw_allowed: bool) -> Answer:
 async def _complete(exchange: Exchange, state: AppState, *, raw_allowed: bool) -> Response | None:
     limits = state.source_limits
     with state.uploads.admit():
-        asked = await _received(exchange, state)
-        model = vendor_model(state.services, asked.model)
-        wish = Wish(model, TranscribeOptions(asked.language, asked.context))
-        raw = raw_allowed and asked.by_audio_url and not asked.wants_text
-        completion = _Completion(asked.model or wish.model, asked.context, state.emotion, raw=raw)
-        async with fetched(asked.source, limits) as path:
+        async with AsyncExitStack() as files:
+            asked = await _received(exchange, state, files)
+            model = vendor_model(state.services, asked.model)
+            wish = Wish(model, TranscribeOptions(asked.language, asked.context))
+            raw = raw_allowed and asked.by_audio_url and not asked.wants_text
+            completion = _Completion(asked.model or wish.model, asked.context, state.emotion, raw=raw)
+            path = await files.enter_async_context(fetched(asked.source, limits))
             if not asked.stream:
                 result = await transcribed(state, path, wish)
                 body = await asyncio.to_thread(completion.whole, result.transcript)
@@ -135,12 +137,13 @@ async def _complete(exchange: Exchange, state: AppState, *, raw_allowed: bool) -
     return None
 
 
-async def _received(exchange: Exchange, state: AppState) -> ChatRequest:
+async def _received(exchange: Exchange, state: AppState, files: AsyncExitStack) -> ChatRequest:
+    """Return what a client asks for; nothing else of its request is kept."""
     if exchange.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise InvalidValue("Send application/json.")
-    max_bytes = int(state.limits["max_message_bytes"])
-    body = await json_body(exchange, max_bytes, state.source_limits.upload_stall_s)
-    return await asyncio.to_thread(chat_request, body)
+    async with state.bodies.read(exchange, lambda body: chat_request(json_object(body))) as asked:
+        source = await unpacked(asked.source, state.source_limits, files)
+    return replace(asked, source=source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, assert_never
@@ -65,7 +65,14 @@ class StoredUpload:
     key: str = field(repr=False)
 
 
-Source = Upload | DataUrl | WebUrl | ServerPath | StoredUpload
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A file that came within a data URL and is stored already, see `unpacked`."""
+
+    path: Path
+
+
+Source = Upload | DataUrl | WebUrl | ServerPath | StoredUpload | Unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,9 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         IdleTimeout: an upload stops before its end.
         Overloaded: there is no room to store it.
     """
+    if isinstance(source, Unpacked):
+        yield source.path
+        return
     if isinstance(source, ServerPath | StoredUpload):
         with await asyncio.to_thread(_opened, source, limits) as file:
             yield Path(f"/dev/fd/{file.fileno()}")
@@ -129,46 +139,76 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         stored = await asyncio.to_thread(tempfile.TemporaryFile)
     with closing(stored):
         store = FileWriter(stored, limits.max_bytes)
-        match source:
-            case Upload(chunks):
-                await receive(chunks, limits.upload_stall_s, store, limits.upload_s)
-            case DataUrl(url):
-                await _decode(url, store)
-            case WebUrl(url):
-                await download(url, limits.max_bytes, limits.web, store.write)
-            case _:
-                assert_never(source)
+        await _write(source, store, limits)
+        del source  # a data URL is longer than the file that it holds
         await store.finish()
         yield Path(f"/dev/fd/{stored.fileno()}")
 
 
+async def unpacked(source: Source, limits: SourceLimits, files: AsyncExitStack) -> Source:
+    """Store what a data URL holds, so that nobody has to keep the URL; return other sources as they are.
+
+    Args:
+        source: anything.
+        limits: what it may cost.
+        files: keeps the file until it is closed.
+
+    Raises:
+        AsrServerError: as `fetched` does for data URLs.
+    """
+    if not isinstance(source, DataUrl):
+        return source
+    return Unpacked(await files.enter_async_context(fetched(source, limits)))
+
+
+async def _write(source: Upload | DataUrl | WebUrl, store: FileWriter, limits: SourceLimits) -> None:
+    match source:
+        case Upload(chunks):
+            await receive(chunks, limits.upload_stall_s, store, limits.upload_s)
+        case DataUrl(url):
+            await _decode(url, store)
+        case WebUrl(url):
+            await download(url, limits.max_bytes, limits.web, store.write)
+        case _:
+            assert_never(source)
+
+
 async def _decode(url: str, store: FileWriter) -> None:
     """Store the bytes in a data URL, a piece at a time: it may be long."""
-    head, comma, text = url.partition(",")
-    if not comma:
+    first = url.find(",") + 1
+    if not first:
         raise InvalidValue("The data URL has no comma, so it holds no data.")
-    if not head.lower().endswith(";base64"):
+    if not url[: first - 1].lower().endswith(";base64"):
         try:
-            data = await asyncio.to_thread(unquote_to_bytes, text)
+            data = await asyncio.to_thread(unquote_to_bytes, url[first:])
         except UnicodeEncodeError:
             raise InvalidValue("The data URL holds what is no text.") from None
         await store.write(data)
         return
-    text = await asyncio.to_thread(_plain_base64, text)
-    store.demand_room(len(text) // 4 * 3 - 2)
-    for start in range(0, len(text), _BASE64_STEP):
-        piece = text[start : start + _BASE64_STEP]
-        try:
-            data = await asyncio.to_thread(base64.b64decode, piece, validate=True)
-        except ValueError:
-            raise InvalidValue("The data URL is not valid base64.") from None
+    if "%" in url:
+        url, first = await asyncio.to_thread(unquote, url[first:]), 0
+    rest = ""
+    for start in range(first, len(url), _BASE64_STEP):
+        data, rest = await asyncio.to_thread(_from_base64, rest + url[start : start + _BASE64_STEP])
         await store.write(data)
+    data, _ = _from_base64(rest, last=True)
+    await store.write(data)
 
 
-def _plain_base64(text: str) -> str:
-    """Return base64 of any dialect in the usual one: percent-encoded, URL-safe, wrapped or without padding."""
-    plain = (unquote(text) if "%" in text else text).translate(_TO_PLAIN).rstrip("=")
-    return plain + "=" * (-len(plain) % 4)
+def _from_base64(text: str, *, last: bool = False) -> tuple[bytes, str]:
+    """Return the bytes in base64 of any dialect (URL-safe, wrapped, without padding), and letters for the next piece.
+
+    Raises:
+        InvalidValue: it is none.
+    """
+    plain = text.translate(_TO_PLAIN)
+    letters = plain.rstrip("=")
+    plain = letters + "=" * (-len(letters) % 4) if last else plain
+    whole = len(plain) if last else len(letters) // 4 * 4
+    try:
+        return base64.b64decode(plain[:whole], validate=True), plain[whole:]
+    except ValueError:
+        raise InvalidValue("The data URL is not valid base64.") from None
 
 
 def _opened(source: ServerPath | StoredUpload, limits: SourceLimits) -> BinaryIO:

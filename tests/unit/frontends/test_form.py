@@ -11,7 +11,8 @@ from starlette.datastructures import Headers
 
 from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
-from qwen3_asr_server.frontends._form import LONGEST_BODY_S, Fields, received, whole_body
+from qwen3_asr_server.frontends._bodies import LONGEST_BODY_S, Bodies, whole_body
+from qwen3_asr_server.frontends._form import Fields, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, context_of
 from qwen3_asr_server.frontends._multipart import MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import SourceLimits
@@ -118,7 +119,7 @@ PAIRS = {"content-type": "application/x-www-form-urlencoded"}
 )
 async def test_fields_that_are_too_deep_or_too_many(body: bytes, headers: dict[str, str]) -> None:
     with pytest.raises((InvalidValue, TooLarge)):
-        async with received(Sent(body, **headers), SourceLimits(), 10_000_000) as form:
+        async with received(Sent(body, **headers), SourceLimits(), Bodies(10_000_000, stall_s=60)) as form:
             context_of({name: form.fields.text(name) for name in BEFOREHAND})
 
 
@@ -130,7 +131,7 @@ async def test_fields_that_are_too_deep_or_too_many(body: bytes, headers: dict[s
     ],
 )
 async def test_a_large_body_is_read_as_a_small_one(body: bytes, headers: dict[str, str]) -> None:
-    async with received(Sent(body, **headers), SourceLimits(), 10_000_000) as form:
+    async with received(Sent(body, **headers), SourceLimits(), Bodies(10_000_000, stall_s=60)) as form:
         assert form.fields.text("url") == "x" * 300_000
         assert form.fields.all("a") == ["1", "b", "true"]
         assert context_of({"corpus": form.fields.text("corpus")}) == "c"
