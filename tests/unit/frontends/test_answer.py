@@ -1,7 +1,9 @@
 """Answers that take long, without a server: clients that leave or take nothing, and bugs."""
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +66,30 @@ async def test_work_ends_when_the_client_leaves(messages: Sequence[Message]) -> 
 
     assert await answered(work, messages, leaves=True) == []
     assert ended
+
+
+class Held:
+    """Stands for a long data URL."""
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_what_the_work_held_is_free_without_the_collector(fails: bool) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    async def work(exchange: Exchange) -> Response:
+        held = Held()
+        kept.extend([weakref.ref(held), weakref.ref(exchange)])
+        if fails:
+            raise TooLarge("no")
+        return PlainTextResponse("")
+
+    gc.collect()
+    gc.disable()
+    try:
+        await answered(work)
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_work_ends_when_the_client_takes_no_events() -> None:

@@ -1,29 +1,28 @@
 """A form is the same however its bytes are cut, and is stored only once."""
 
-import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
-from qwen3_asr_server.errors import IdleTimeout, InvalidValue, TooLarge
-from qwen3_asr_server.frontends._answer import Exchange
-from qwen3_asr_server.frontends._bodies import LONGEST_BODY_S, Bodies, whole_body
+from qwen3_asr_server.errors import InvalidValue, TooLarge
+from qwen3_asr_server.frontends._bodies import Bodies
 from qwen3_asr_server.frontends._form import Fields, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, context_of
 from qwen3_asr_server.frontends._multipart import MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import SourceLimits
-from support.clock import clock, virtual_time
+from support.requests import Sent
 
 BOUNDARY = b"cut"
 FILE = b"RIFF\r\n--cu\r\n--cutting\r\n" + bytes(range(256)) * 8
 
 
-def part(name: str, value: bytes) -> bytes:
-    return b'--cut\r\nContent-Disposition: form-data; name="' + name.encode() + b'"\r\n\r\n' + value + b"\r\n"
+def part(name: str, value: bytes, filename: str | None = None) -> bytes:
+    named = "" if filename is None else f'; filename="{filename}"'
+    return f'--cut\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + value + b"\r\n"
 
 
 WHOLE = part("language", "汉语".encode()) + part("file", FILE) + part("x", b"1") + part("x", b"") + b"--cut--\r\n"
@@ -58,6 +57,23 @@ async def test_noise_is_an_error_of_the_client(noise: bytes) -> None:
         [piece async for piece in form.file_in(pieces(b"--cut\r\n" + noise, []))]
 
 
+async def test_a_file_of_another_name_is_refused_before_it_is_read() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield part("audio", FILE, "talk.wav").removesuffix(b"\r\n")
+        raise AssertionError("it is read on")
+
+    form = Multipart(BOUNDARY)
+    with pytest.raises(InvalidValue, match="Send the recording as `file`"):
+        [piece async for piece in form.file_in(endless())]
+
+
+async def test_a_file_that_a_browser_leaves_out_is_a_field() -> None:
+    form = Multipart(BOUNDARY)
+    body = part("other", b"", "") + part("file", FILE, "talk.wav") + b"--cut--\r\n"
+    assert b"".join([piece async for piece in form.file_in(pieces(body, []))]) == FILE
+    assert form.fields == {"other": [""]}
+
+
 @pytest.mark.parametrize("boundary", [b"", b"a" * 1000])
 def test_boundaries_that_separate_nothing(boundary: bytes) -> None:
     with pytest.raises(InvalidValue):
@@ -80,28 +96,6 @@ def test_fields() -> None:
         fields.choice("a", ("one", "two"))
 
 
-class Sent(Exchange):
-    """A request without a way back, whose body comes with a pause behind each piece."""
-
-    def __init__(self, *pieces: bytes, pause_s: float = 0, **headers: str) -> None:
-        self.headers = Headers(headers)
-        self._pieces = pieces
-        self._pause_s = pause_s
-
-    async def body(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
-            await asyncio.sleep(self._pause_s)
-
-
-@virtual_time
-async def test_a_byte_now_and_then_is_not_waited_for_without_end() -> None:
-    began = clock()
-    with pytest.raises(IdleTimeout, match="too long"):
-        await whole_body(Sent(*[b"x"] * 1000, pause_s=50), 1_000_000, stall_s=60)
-    assert clock() - began <= LONGEST_BODY_S + 1
-
-
 JSON = {"content-type": "application/json"}
 PAIRS = {"content-type": "application/x-www-form-urlencoded"}
 
@@ -114,6 +108,7 @@ PAIRS = {"content-type": "application/x-www-form-urlencoded"}
         (b'{"x": [[1]]}', JSON),
         (b'{"x": [' + b"1," * MAX_PARTS + b"1]}", JSON),
         (b'{"corpus": "' + b"x" * 10 + b'", "vocabulary": ["' + b"x" * MAX_FIELDS_BYTES + b'"]}', JSON),
+        (b'{"url": "data:,x", "x": "' + b"x" * MAX_FIELDS_BYTES + b'y"}', JSON),
         (b"&".join([b"x=1"] * (MAX_PARTS + 1)), PAIRS),
     ],
 )
@@ -135,3 +130,24 @@ async def test_a_large_body_is_read_as_a_small_one(body: bytes, headers: dict[st
         assert form.fields.text("url") == "x" * 300_000
         assert form.fields.all("a") == ["1", "b", "true"]
         assert context_of({"corpus": form.fields.text("corpus")}) == "c"
+
+
+@pytest.mark.parametrize("text", [b"data:;base64,", b"DATA:audio/wav;base64,"])
+async def test_a_file_in_a_data_url_is_stored_and_forgotten(text: bytes) -> None:
+    body = b'{"url": "' + text + b64encode(FILE * 200) + b'", "a": 1}'
+    async with received(Sent(body, **JSON), SourceLimits(), Bodies(10_000_000, stall_s=60)) as form:
+        assert form.fields == Fields({"a": ["1"]})
+        assert form.path is not None
+        assert form.path.read_bytes() == FILE * 200
+
+
+async def test_a_door_of_files_reads_no_other_body() -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("it is read")
+        yield b""
+
+    exchange = Sent(**JSON)
+    exchange.body = unread  # type: ignore[method-assign]
+    with pytest.raises(InvalidValue, match="no file"):
+        async with received(exchange, SourceLimits(), None):
+            pass

@@ -5,7 +5,7 @@ import base64
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -34,10 +34,12 @@ from qwen3_asr_server.runtime.sources import (
     Source,
     SourceLimits,
     StoredUpload,
+    Unpacked,
     Upload,
     WebUrl,
     fetched,
     source_of,
+    unpacked,
 )
 from support.audio_files import tone, wav_bytes
 from support.children import PROC
@@ -158,9 +160,23 @@ async def test_other_data_urls_are_refused(url: str) -> None:
         await bytes_of(DataUrl(url))
 
 
-async def test_a_long_data_url_is_decoded_in_pieces() -> None:
-    data = os.urandom(3_000_001)
-    assert await bytes_of(DataUrl(base64_url(data)), replace(LIMITS, max_bytes=len(data))) == data
+@pytest.mark.parametrize("end", ["", "=", "==", "\n", " = = =\n"])
+@pytest.mark.parametrize("size", [3_000_000, 3_000_001, 3_000_002])
+async def test_a_long_data_url_is_decoded_in_pieces(size: int, end: str) -> None:
+    data = os.urandom(size)
+    text = base64_url(data).rstrip("=")
+    wrapped = "\n".join(text[at : at + 77] for at in range(0, len(text), 77))
+    assert await bytes_of(DataUrl(wrapped + end), replace(LIMITS, max_bytes=len(data))) == data
+
+
+async def test_what_a_data_url_held_is_there_without_it() -> None:
+    url = DataUrl(base64_url(CONTENT))
+    async with AsyncExitStack() as files:
+        source = await unpacked(url, LIMITS, files)
+        assert isinstance(source, Unpacked)
+        assert await bytes_of(source) == await bytes_of(source) == CONTENT
+        web = WebUrl("http://example.com/")
+        assert await unpacked(web, LIMITS, files) is web
 
 
 @pytest.mark.parametrize(
