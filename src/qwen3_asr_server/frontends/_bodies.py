@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 from qwen3_asr_server.errors import IdleTimeout, InvalidValue, Overloaded, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
@@ -64,7 +64,9 @@ class Bodies:
             yield await asyncio.to_thread(parse, body)
             return
         async with fetched(Upload(_within(exchange, limits.max_bytes)), limits) as path, self._turn():
-            yield await asyncio.get_running_loop().run_in_executor(self._reader, _parsed, parse, path)
+            with _opened(path) as file:
+                said = await asyncio.get_running_loop().run_in_executor(self._reader, _parsed, parse, file)
+            yield said
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -120,8 +122,13 @@ def json_object(body: bytes | bytearray) -> dict[str, Any]:
     return values
 
 
-def _parsed(parse: Callable[[bytes | bytearray], T], path: Path) -> T:
-    return parse(path.read_bytes())
+def _opened(path: Path) -> BinaryIO:
+    """Open a file here and not on a thread, where its path may lead to another one after a client has left."""
+    return path.open("rb")
+
+
+def _parsed(parse: Callable[[bytes | bytearray], T], file: BinaryIO) -> T:
+    return parse(file.read())
 
 
 async def _within(exchange: Exchange, max_bytes: int) -> AsyncIterator[bytes]:
