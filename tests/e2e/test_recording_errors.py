@@ -229,7 +229,7 @@ NO_FORMS = {
     "no parts": (MULTIPART, b"--cut--\r\n"),
     "no file": (MULTIPART, PART % (b"language", b"en") + b"--cut--\r\n"),
     "two files": (MULTIPART, 2 * (PART % (b"file", SPEECH[:100])) + b"--cut--\r\n"),
-    "another name": (MULTIPART, PART % (b'audio"; filename="talk.wav', b"x" * 2_000_000) + b"--cut--\r\n"),
+    "another name": (MULTIPART, PART % (b'audio"; filename="talk.wav', b"x" * 1_100_000) + b"--cut--\r\n"),
     "breaks off": (MULTIPART, PART % (b"file", SPEECH)),
     "is no form": (MULTIPART, SPEECH),
     "not UTF-8": (MULTIPART, PART % (b"language", b"\xff") + b"--cut--\r\n"),
