@@ -60,9 +60,9 @@ CLASSES = 400
 LAYERS = 5
 LONGEST_S = 28.0
 
-TRAINED_SPEAKERS = {"en": 80, "zh": 60}
+TRAINED_SPEAKERS = {"en": 160, "zh": 120}
 TESTED_SPEAKERS = {"en": 2, "zh": 2}
-PHRASES = 8_000
+PHRASES = 14_000
 BATCH_TOKENS = 4_500
 SHORT, MIDDLING = 60, 130
 """Audio tokens of a phrase: 4.6 s and 10 s."""
@@ -155,7 +155,7 @@ def phrases(speakers: Sequence[Speaker], seed: str, number: int) -> Iterator[Phr
     """Make phrases, most of them short."""
     chance = random.Random(seed)
     for _ in range(number):
-        longest = chance.choice([3, 6, 10, 16, 45])
+        longest = chance.choice([3, 6, 7, 10, 10, 16, 45])
         yield join_words(chance, chance.choice(speakers), chance.randint(1, longest))
 
 
@@ -341,7 +341,7 @@ def train(work: Path, minutes: float, rate: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, step / WARM_UP_STEPS) * (0.03 + 0.97 * (0.5 + 0.5 * math.cos(math.pi * share)))
         # First short ones only, then mostly, because their pieces of audio are what sessions have.
-        longest = SHORT if share < SHORT_SHARE else chance.choice([None, MIDDLING, MIDDLING, MIDDLING])
+        longest = SHORT if share < SHORT_SHARE else chance.choice([None, MIDDLING, MIDDLING, SHORT])
         batch = draw(chance, examples, longest)
         loss = loss_of(model, batch, timestamp)
         optimizer.zero_grad()
@@ -390,7 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["words", "train"])
     parser.add_argument("work", type=Path, nargs="?", help="scratch folder")
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--rate", type=float, default=PEAK_RATE)
     given = parser.parse_args()
     if given.what == "words":

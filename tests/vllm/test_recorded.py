@@ -9,7 +9,6 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 import httpx
@@ -38,7 +37,7 @@ from support.recorded import MemoryMedia
 from support.server import REALTIME, make_settings
 from support.speech import pcm16
 from support.tiny_speech import CHECKPOINT, TinyClip, long_audio, on_grid, spoken
-from support.tiny_words import ALIGNER, phrases
+from support.tiny_words import ALIGNER, errors_ms, phrases
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -130,46 +129,41 @@ async def place() -> AsyncIterator[Place]:
 # Times
 
 
-def joined_phrases(language: str, count: int) -> tuple[Samples, list[Word]]:
-    """Return phrases with pauses between, and where each word is."""
+def joined_phrases(language: str, count: int) -> tuple[Samples, list[list[Word]]]:
+    """Return phrases with pauses between, and the words of each, where they are."""
     gap = np.zeros(round(1.6 * SAMPLE_RATE), np.float32)
-    audio, words = gap, list[Word]()
+    audio, spoken_words = gap, list[list[Word]]()
     for phrase in phrases(count, language, words=(3, 6), gaps_s=(0.02, 0.25), only=SINGLE[language]):
-        words += [word.shifted(len(audio)) for word in phrase.words]
+        spoken_words.append([word.shifted(len(audio)) for word in phrase.words])
         audio = np.concatenate([audio, phrase.samples, gap])
-    return audio, words
-
-
-def errors_ms(found: Sequence[Word], true: Sequence[Word]) -> np.ndarray:
-    """Return how far starts and ends are from the truth, for the words that were recognised."""
-    matcher = SequenceMatcher(None, [word.text for word in found], [word.text for word in true], autojunk=False)
-    same = [(found[a + n], true[b + n]) for a, b, size in matcher.get_matching_blocks() for n in range(size)]
-    assert len(same) >= 0.6 * len(true), "the recogniser heard other words"
-    return np.array(
-        [abs(at - known) / 16 for got, want in same for at, known in ((got.start, want.start), (got.end, want.end))]
-    )
+    return audio, spoken_words
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 async def test_words_are_where_they_were_said(place: Place, language: str, record_property: Record) -> None:
-    """As near as the aligner of this checkpoint places them, which is 100 ms for two times in three."""
-    audio, true = joined_phrases(language, 16)
+    """Within 100 ms, where the text is right: the aligner looks for every word of it."""
+    audio, said = joined_phrases(language, 32)
     transcript = await place.transcribe(audio, words=True, language=language)
     words = [word for _, word in transcript.words]
     assert "".join(word.text for word in words) == transcript.text.replace(" ", "")
     times = [at for word in words for at in (word.start, word.end)]
     assert times == sorted(times)
-    errors = errors_ms(words, true)
-    median, p90 = np.quantile(errors, [0.5, 0.9])
+    heard = [
+        (segment.words, true)
+        for segment, true in zip(transcript.segments, said, strict=True)
+        if [word.text for word in segment.words] == [word.text for word in true]
+    ]
+    assert len(heard) >= len(said) / 2, "the recogniser heard other words"
+    errors = np.array([error for found, true in heard for error in errors_ms(found, true)])
+    median, p95 = np.quantile(errors, [0.5, 0.95])
     within = float(np.mean(errors <= WANTED_MS))
     record_property(
         "figure",
-        f"recorded {language}: {len(errors) // 2} of {len(true)} words, median {median:.0f} ms, p90 {p90:.0f} ms, "
-        f"{within:.1%} within {WANTED_MS} ms",
+        f"recorded {language}: {len(errors) // 2} words of {len(heard)} phrases, median {median:.0f} ms, "
+        f"p95 {p95:.0f} ms, {within:.1%} within {WANTED_MS} ms",
     )
-    assert median <= WANTED_MS
-    assert p90 <= 350
-    assert within >= 0.6
+    assert median <= WANTED_MS / 2
+    assert within >= 0.98
 
 
 async def test_words_are_the_aligners_on_the_files_clock(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +192,8 @@ async def test_http_gives_the_same_words(place: Place) -> None:
     answer = await place.post(audio, language="en", return_timestamps="true")
     assert answer["text"] == transcript.text
     assert [(word["text"], word["start"], word["end"]) for word in answer["timestamps"]] == [
-        (word.text, round(word.start / SAMPLE_RATE, 3), round(word.end / SAMPLE_RATE, 3)) for word in transcript.words
+        (word.text, round(word.start / SAMPLE_RATE, 3), round(word.end / SAMPLE_RATE, 3))
+        for _, word in transcript.words
     ]
 
 
@@ -266,7 +261,7 @@ async def test_cuts_at_pauses_lose_and_double_no_word(
     same = sum(words == heard for words, heard in zip(cut, whole, strict=True))
     record_property("figure", f"{variant}, {language}: WER {wer}, {same} of {len(said)} the same uncut")
     assert cut == said
-    assert same >= 5
+    assert same >= 3
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
