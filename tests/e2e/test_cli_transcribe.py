@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen3_asr_server.config import Settings
@@ -20,6 +21,7 @@ from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.subtitles import as_srt, as_verbose_json
 from qwen3_asr_server.text.transcript import Transcript
 from support import speech
+from support.audio_files import wav_bytes
 from support.children import descendants, ended_within
 from support.media_files import KINDS, write_media
 
@@ -99,15 +101,15 @@ def test_what_cannot_work_is_one_sentence(tmp_path: Path, arguments: list[str], 
 
 def test_ctrl_c_leaves_finished_files_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "short.flac").write_bytes(speech.clip("queue-thankyou").path.read_bytes())
-    (tmp_path / "long.flac").write_bytes(speech.long_clip("paragraph_75s").path.read_bytes())
-    with started(tmp_path, "short.flac", "long.flac", "--quiet") as process:
+    (tmp_path / "long.wav").write_bytes(wav_bytes(np.tile(speech.long_clip("paragraph_75s").samples, 12)))
+    with started(tmp_path, "short.flac", "long.wav", "--quiet") as process:
         _wait_for(tmp_path / "short.txt", process)
         children = descendants(process.pid)
         assert children
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, output, errors) == (130, b"", b"")
-    assert {path.name for path in tmp_path.iterdir()} == {"short.flac", "short.txt", "long.flac"}
+    assert {path.name for path in tmp_path.iterdir()} == {"short.flac", "short.txt", "long.wav"}
     assert (tmp_path / "short.txt").read_text() == "thank you for your patience\n"
     assert all(ended_within(pid, DEADLINE_S) for pid in children)
 
