@@ -7,7 +7,7 @@ import pytest
 from qwen3_asr_server.errors import ClientError, IdleTimeout, InvalidValue, Overloaded, TooLarge
 from qwen3_asr_server.frontends._bodies import LONG_AT_ONCE, LONG_BYTES, LONGEST_BODY_S, Bodies, json_object, whole_body
 from support.clock import clock, virtual_time
-from support.requests import Sent
+from support.raw_request import Sent
 
 STALL_S = 0.05
 SHORT = b'{"a": 1}'

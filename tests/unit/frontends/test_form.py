@@ -14,7 +14,7 @@ from qwen3_asr_server.frontends._form import Fields, received
 from qwen3_asr_server.frontends._hotwords import BEFOREHAND, context_of
 from qwen3_asr_server.frontends._multipart import MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import SourceLimits
-from support.requests import Sent
+from support.raw_request import Sent
 
 BOUNDARY = b"cut"
 FILE = b"RIFF\r\n--cu\r\n--cutting\r\n" + bytes(range(256)) * 8
