@@ -5,6 +5,7 @@ hold only an SDK and the test tools.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from ipaddress import ip_address
@@ -17,6 +18,9 @@ IN_CI = bool(os.environ.get("CI"))
 
 def pytest_configure() -> None:
     sys.addaudithook(_stay_on_this_machine)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in its background so, and every program that a test starts would be deaf to Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
