@@ -136,7 +136,8 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
             yield Path(f"/dev/fd/{file.fileno()}")
         return
     with room_needed():
-        stored = await asyncio.to_thread(tempfile.TemporaryFile)
+        # Here and not on a thread: a client who leaves meanwhile would leave it open.
+        stored = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     with closing(stored):
         store = FileWriter(stored, limits.max_bytes)
         await _write(source, store, limits)
