@@ -4,11 +4,13 @@ import asyncio
 import base64
 import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 import pytest
@@ -25,6 +27,7 @@ from qwen3_asr_server.errors import (
     SourceUnreachable,
     TooLarge,
 )
+from qwen3_asr_server.runtime import sources
 from qwen3_asr_server.runtime._addresses import Address
 from qwen3_asr_server.runtime._download import WebLimits
 from qwen3_asr_server.runtime.media import MediaLimits
@@ -550,3 +553,28 @@ async def test_every_source_can_be_decoded(root: Path) -> None:
             async with fetched(source, limits) as path:
                 audio, _ = await read_media(path, MediaLimits())
                 assert audio.shape == (1, 8_000)
+
+
+@pytest.mark.parametrize("source", [DataUrl("data:,words"), ServerPath("/a")], ids=["stored", "opened"])
+async def test_who_leaves_while_a_file_is_opened_leaves_none_open(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    file = (tmp_path / "file").open("w+b")
+
+    def slowly(*_: object) -> BinaryIO:
+        began.set()
+        go_on.wait(10)
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", slowly)
+    monkeypatch.setattr(sources, "_opened", slowly)
+    leaving = asyncio.create_task(bytes_of(source))
+    await asyncio.to_thread(began.wait)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert (leaving.cancelled(), file.closed) == (True, False)
+    go_on.set()
+    async with asyncio.timeout(10):
+        while not file.closed:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
