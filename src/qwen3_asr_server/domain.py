@@ -84,12 +84,20 @@ class Hypothesis:
 
 
 class AudioEncoding(Enum):
-    """How a client packs its audio. Both are mono unless a container header says otherwise."""
+    """How a client packs its audio. PCM is mono unless a WAV header says otherwise; the others say it themselves."""
 
     PCM = "pcm"
     """Signed 16-bit little-endian; a WAV header at the start is understood."""
     OPUS = "opus"
     """An Ogg stream when it starts with `OggS`, else one raw packet an append."""
+    MP3 = "mp3"
+    """Frames of MPEG layer III one behind the other, tags among them or not."""
+    AAC = "aac"
+    """ADTS frames one behind the other; an MP4 file (.m4a) holds none."""
+    AMR = "amr"
+    """A file of narrow-band or wide-band AMR, as its first bytes say."""
+    SPEEX = "speex"
+    """In Ogg only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ class AudioFormat:
 
     encoding: AudioEncoding = AudioEncoding.PCM
     sample_rate: int = SAMPLE_RATE
-    """Hz, 8000 to 48000. A WAV or Ogg header overrides it."""
+    """Hz, 8000 to 48000. Of plain PCM; everything else says it itself."""
 
 
 @dataclass(frozen=True, slots=True)

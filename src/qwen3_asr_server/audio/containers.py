@@ -3,7 +3,7 @@
 Only what cannot be sound is recognised: four exact bytes at the very start at least, so that samples are
 mistaken for a header less than once in four thousand million streams. It reads nothing beyond that.
 
-Called by the decoder; the readers themselves are in `wav` and `opus`.
+Called by the decoder; the readers themselves are in `wav`, `ogg_audio` and `compressed`.
 """
 
 from enum import Enum
@@ -19,6 +19,7 @@ class Container(Enum):
     MP3 = "an MP3 file"
     WEBM = "a WebM or Matroska file"
     MP4 = "an MP4 file"
+    AMR = "an AMR file"
     NONE = "no container"
 
 
@@ -29,6 +30,7 @@ _MAGICS: Final = (
     (Container.MP3, ((0, b"ID3"), (4, b"\0"))),
     (Container.WEBM, ((0, b"\x1aE\xdf\xa3"),)),
     (Container.MP4, ((0, b"\0\0"), (4, b"ftyp"))),
+    (Container.AMR, ((0, b"#!AMR"),)),
 )
 """Bytes and their places. A bare MP3 frame begins with two telling bytes only: loud samples look the same."""
 

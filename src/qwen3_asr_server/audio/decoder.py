@@ -1,8 +1,8 @@
 """Whatever a client appends to mono float32 at 16 kHz.
 
 The first bytes of a stream decide: a WAV header or `OggS` is believed whatever was announced, and a container that
-cannot be read is refused with a word on what to send; else the announced format holds. The result does not
-depend on how the bytes are cut, except for bare opus packets, which are one a message.
+neither can be read nor was announced is refused with a word on what to send; else the announced format holds. The
+result does not depend on how the bytes are cut, except for bare opus packets, which are one a message.
 
 An item may end in mid-stream (`flush`, `drop`): the container then goes on behind it, until it has ended by its own
 account or a new header comes first in the next item. Within an item, a message that begins with a header begins a new
@@ -14,14 +14,17 @@ loop when `is_heavy` says so.
 """
 
 from contextlib import suppress
-from typing import Final, NoReturn, Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import numpy as np
 
+from qwen3_asr_server.audio.compressed import CompressedAudio
 from qwen3_asr_server.audio.containers import Container, begins_ogg, container_of
 from qwen3_asr_server.audio.ogg import CAPTURE
-from qwen3_asr_server.audio.opus import OggOpus, OpusPackets
+from qwen3_asr_server.audio.ogg_audio import OggAudio
+from qwen3_asr_server.audio.opus import OpusPackets
 from qwen3_asr_server.audio.pcm import PcmDecoder, PcmFormat
+from qwen3_asr_server.audio.refused import Refused, begins_as, refusal
 from qwen3_asr_server.audio.resample import Resampler
 from qwen3_asr_server.audio.wav import WavReader
 from qwen3_asr_server.domain import SAMPLE_RATE, AudioEncoding, AudioFormat, Samples
@@ -85,8 +88,8 @@ class StreamDecoder:
             InvalidAudio: as `decode` does.
         """
         stream = self._stream or self._interrupted
-        if stream is None and self._held and self._format.encoding is AudioEncoding.PCM:
-            stream = self._plain_pcm()
+        if stream is None and self._held and self._format.encoding is not AudioEncoding.OPUS:
+            stream = self._without_container()
         held, self._held = self._held, b""
         self._stream = self._interrupted = None
         if stream is None:
@@ -104,8 +107,8 @@ class StreamDecoder:
 
     def is_heavy(self, data: bytes) -> bool:
         """Tell whether decoding this message may hold up an event loop."""
-        opus = self._format.encoding is AudioEncoding.OPUS or isinstance(self._stream or self._interrupted, OggOpus)
-        return opus or len(data) > HEAVY_BYTES or data.startswith(CAPTURE)
+        ogg = isinstance(self._stream or self._interrupted, OggAudio) or data.startswith(CAPTURE)
+        return ogg or self._format.encoding is not AudioEncoding.PCM or len(data) > HEAVY_BYTES
 
     def _open(self, head: bytes) -> "_Stream | None":
         """Choose the reader by an item's first bytes; None while they may still become a header."""
@@ -113,10 +116,10 @@ class StreamDecoder:
         if container is None:
             may_wait = not self._takes_packets or CAPTURE.startswith(head)
             return None if may_wait else self._without_container()
-        if isinstance(self._interrupted, OggOpus) and container is Container.OGG:
+        if isinstance(self._interrupted, OggAudio) and container is Container.OGG:
             match begins_ogg(head):
                 case True:
-                    return OggOpus(self._max_append_s)
+                    return OggAudio(self._max_append_s)
                 case False:
                     return self._interrupted
                 case None:
@@ -125,18 +128,31 @@ class StreamDecoder:
             case Container.WAV:
                 return _Wav(self._max_append_s)
             case Container.OGG:
-                return OggOpus(self._max_append_s)
+                return OggAudio(self._max_append_s)
             case Container.NONE:
                 return self._without_container()
-            case Container.FLAC | Container.MP3 | Container.WEBM | Container.MP4:
-                return _Refused(container)
+            case Container.MP3 | Container.AMR if begins_as(container, self._format.encoding):
+                return self._as_announced()
+            case Container.FLAC | Container.MP3 | Container.WEBM | Container.MP4 | Container.AMR:
+                return Refused(refusal(container, self._format.encoding))
             case _:
                 assert_never(container)
 
     def _without_container(self) -> "_Stream":
-        if self._interrupted is not None:
-            return self._interrupted
-        return OpusPackets() if self._format.encoding is AudioEncoding.OPUS else self._plain_pcm()
+        return self._as_announced() if self._interrupted is None else self._interrupted
+
+    def _as_announced(self) -> "_Stream":
+        match self._format.encoding:
+            case AudioEncoding.PCM:
+                return _Pcm(PcmFormat(self._format.sample_rate), self._max_append_s)
+            case AudioEncoding.OPUS:
+                return OpusPackets()
+            case AudioEncoding.MP3 | AudioEncoding.AAC | AudioEncoding.AMR as encoding:
+                return CompressedAudio(encoding, self._max_append_s)
+            case AudioEncoding.SPEEX:
+                return Refused("The audio was announced as Speex, which has to come in Ogg, and does not begin so.")
+            case _:
+                assert_never(self._format.encoding)
 
     @property
     def _takes_packets(self) -> bool:
@@ -144,9 +160,6 @@ class StreamDecoder:
         if self._interrupted is not None:
             return isinstance(self._interrupted, OpusPackets)
         return self._format.encoding is AudioEncoding.OPUS
-
-    def _plain_pcm(self) -> "_Pcm":
-        return _Pcm(PcmFormat(self._format.sample_rate), self._max_append_s)
 
 
 def _gives_way(stream: "_Stream", message: bytes) -> bool:
@@ -157,7 +170,7 @@ def _gives_way(stream: "_Stream", message: bytes) -> bool:
         case Container.WAV:
             return True
         case Container.OGG:  # behind another one it is a chain, which the reader of Ogg takes itself
-            return stream.broken or not isinstance(stream, OggOpus)
+            return stream.broken or not isinstance(stream, OggAudio)
         case _:
             return False
 
@@ -246,23 +259,3 @@ class _Wav:
         if self._pcm is None:
             self._pcm = _Pcm(self._reader.format, self._max_append_s)
         return self._pcm.decode(audio)
-
-
-class _Refused:
-    """A container that is not supported."""
-
-    broken: Final = True
-    all_came: Final = True
-    ended: Final = True
-
-    def __init__(self, container: Container) -> None:
-        self._container = container
-
-    def decode(self, data: bytes) -> NoReturn:
-        raise InvalidAudio(
-            f"The audio looks like {self._container.value}. Send 16-bit pcm, a WAV file, opus packets or Ogg Opus.",
-            param="audio",
-        )
-
-    def flush(self) -> Samples:
-        return np.empty(0, np.float32)

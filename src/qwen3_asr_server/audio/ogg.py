@@ -4,7 +4,7 @@ Pages may be cut into packets of the transport anywhere, and packets of the code
 are not verified: the stream comes over TCP. One logical stream is followed at a time; a new one begins
 where a page says so, pages of any other are passed over.
 
-It does not know what is in the packets. Called by `opus`.
+It does not know what is in the packets. Called by `ogg_audio`.
 """
 
 import struct

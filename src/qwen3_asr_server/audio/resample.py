@@ -8,18 +8,30 @@ price is delay, as output comes in bursts: measured at most 116 ms of audio held
 It knows mono float32 only. Called by the decoders of this package.
 """
 
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Final
+
 import numpy as np
 import soxr
 
 from qwen3_asr_server.audio.pcm import Waveform
 from qwen3_asr_server.domain import SAMPLE_RATE, Samples
+from qwen3_asr_server.errors import InvalidAudio
+
+MIN_RATE: Final = 4_000
+"""Hz: the lowest rate that is resampled."""
+MAX_RATE: Final = 192_000
+"""Hz: the highest."""
+MAX_RATES_IN_A_MESSAGE: Final = 16
+"""Far more than a client has reason for; every one costs a resampler."""
 
 
 class Resampler:
     """A streaming resampler to 16 kHz.
 
     Args:
-        sample_rate: of the input, in Hz, 4000 to 192000.
+        sample_rate: of the input, in Hz, `MIN_RATE` to `MAX_RATE`.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -48,6 +60,45 @@ class Resampler:
         tail = _clipped(self._stream.resample_chunk(np.empty(0, np.float32), last=True))
         self._stream.clear()
         return tail
+
+
+class AnyRateResampler:
+    """Resample what a codec gives: its rate is known with the audio only, and may change."""
+
+    def __init__(self) -> None:
+        self._rate = SAMPLE_RATE
+        self._resampler = Resampler(SAMPLE_RATE)
+
+    def take(self, blocks: Iterable[tuple[int, Waveform]], max_s: float) -> Samples:
+        """Take in the audio of one message and return what is ready.
+
+        Args:
+            blocks: (rate in Hz, float32 [n], mono), in order; read one at a time, to save memory.
+            max_s: longest audio to take at once, in seconds.
+
+        Returns:
+            float32 [n], mono, 16 kHz, in [-1, 1]; n may be 0.
+
+        Raises:
+            InvalidAudio: from the blocks; or there is more audio, or its rate changes too often.
+        """
+        parts, length_s, changes = [np.empty(0, np.float32)], Fraction(0), 0
+        for rate, samples in blocks:
+            length_s += Fraction(len(samples), rate)
+            if length_s > max_s:
+                raise InvalidAudio(f"more than {max_s:g} s of audio in one message")
+            if rate != self._rate:
+                parts.append(self._resampler.flush())
+                self._rate, self._resampler = rate, Resampler(rate)
+                changes += 1
+                if changes > MAX_RATES_IN_A_MESSAGE:
+                    raise InvalidAudio("the sample rate changes too often")
+            parts.append(self._resampler.process(samples))
+        return np.concatenate(parts)
+
+    def flush(self) -> Samples:
+        """Return the rest and begin afresh, as `Resampler.flush` does."""
+        return self._resampler.flush()
 
 
 def _clipped(samples: Samples) -> Samples:

@@ -14,10 +14,9 @@ from enum import Enum, auto
 from typing import Final, assert_never
 
 from qwen3_asr_server.audio.pcm import PcmFormat, SampleType
+from qwen3_asr_server.audio.resample import MAX_RATE, MIN_RATE
 from qwen3_asr_server.errors import InvalidAudio
 
-MIN_RATE: Final = 4_000
-MAX_RATE: Final = 192_000
 MAX_CHANNELS: Final = 32
 
 _MAX_FORMAT_BYTES: Final = 1024

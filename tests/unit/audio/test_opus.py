@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_asr_server.audio.opus import OggOpus, OpusPackets
+from qwen3_asr_server.audio.ogg_audio import OggAudio
+from qwen3_asr_server.audio.opus import OpusPackets
 from qwen3_asr_server.domain import Samples
 from qwen3_asr_server.errors import InvalidAudio
 from support.audio_files import chirp, cut, ogg_opus, opus_packets
@@ -23,12 +24,12 @@ def delayed_likeness(heard: Samples, said: Samples) -> float:
     return max(likeness(heard[delay:], said) for delay in ENCODER_DELAYS)
 
 
-def decoded(stream: OpusPackets | OggOpus, pieces: list[bytes]) -> Samples:
+def decoded(stream: OpusPackets | OggAudio, pieces: list[bytes]) -> Samples:
     return np.concatenate([*map(stream.decode, pieces), stream.flush()])
 
 
 def ogg_decoded(*pieces: bytes) -> Samples:
-    return decoded(OggOpus(max_append_s=1200), list(pieces))
+    return decoded(OggAudio(max_append_s=1200), list(pieces))
 
 
 def crafted_ogg(head: bytes, *pages: tuple[int, int, list[bytes]]) -> bytes:
@@ -90,7 +91,7 @@ def test_single_bytes_give_the_same_too() -> None:
 
 
 def test_audio_comes_page_by_page() -> None:
-    stream, decoder = ogg_opus(chirp(1), page_ms=100), OggOpus(max_append_s=1200)
+    stream, decoder = ogg_opus(chirp(1), page_ms=100), OggAudio(max_append_s=1200)
     half = decoder.decode(stream[: len(stream) // 2])
     assert 0.3 * 16_000 < len(half) < 0.7 * 16_000
 
@@ -109,7 +110,7 @@ def test_a_bad_packet_is_refused_and_the_next_one_heard(packet: bytes) -> None:
 
 def test_a_bad_packet_in_ogg_costs_its_message() -> None:
     good = crafted_ogg(opus_head(), (0, 4_800, [SILENCE_20_MS] * 5))
-    stream = OggOpus(max_append_s=1)
+    stream = OggAudio(max_append_s=1)
     stream.decode(good)
     with pytest.raises(InvalidAudio, match="cannot be decoded"):
         stream.decode(crafted_ogg(opus_head(), (0, 6_720, [SILENCE_20_MS, b"\xff"])))
@@ -129,7 +130,7 @@ def test_a_bad_packet_in_ogg_costs_its_message() -> None:
     ],
 )
 def test_other_streams_are_refused_to_their_end(head: bytes, message: str) -> None:
-    stream = OggOpus(max_append_s=1200)
+    stream = OggAudio(max_append_s=1200)
     with pytest.raises(InvalidAudio, match=message):
         stream.decode(crafted_ogg(head))
     assert stream.broken
@@ -140,11 +141,11 @@ def test_other_streams_are_refused_to_their_end(head: bytes, message: str) -> No
 
 def test_a_first_page_without_a_packet_is_refused() -> None:
     with pytest.raises(InvalidAudio, match="not Opus"):
-        OggOpus(1).decode(struct.pack("<4sBBqIIIB", b"OggS", 0, 2, 0, 1, 0, 0, 0))
+        OggAudio(1).decode(struct.pack("<4sBBqIIIB", b"OggS", 0, 2, 0, 1, 0, 0, 0))
 
 
 def test_a_lost_page_boundary_breaks_the_stream() -> None:
-    stream = OggOpus(max_append_s=1200)
+    stream = OggAudio(max_append_s=1200)
     with pytest.raises(InvalidAudio, match="damaged"):
         stream.decode(crafted_ogg(opus_head()) + b"garbage")
     assert stream.broken
@@ -179,14 +180,14 @@ def test_the_output_gain_is_applied_and_clipped(gain_db: float, factor: float | 
 def test_a_bomb_is_stopped_early_and_the_next_page_is_found() -> None:
     page = (0, 0, [SILENCE_20_MS] * 250)
     data = crafted_ogg(opus_head(), *[page] * 6)
-    stream = OggOpus(max_append_s=10)
+    stream = OggAudio(max_append_s=10)
     with pytest.raises(InvalidAudio, match="more than 10 s"):
         stream.decode(data[:-100])
     assert len(decoded(stream, [data[-100:]])) == 5 * 16_000
 
 
 def test_a_bomb_may_also_be_damaged() -> None:
-    stream = OggOpus(max_append_s=1)
+    stream = OggAudio(max_append_s=1)
     with pytest.raises(InvalidAudio, match="more than 1 s"):
         stream.decode(crafted_ogg(opus_head(), (0, 0, [SILENCE_20_MS] * 250)) + b"garbage")
     assert stream.broken
@@ -206,7 +207,7 @@ def test_garbage_packets_are_sound_or_refused(packets: list[bytes]) -> None:
 
 @given(packets=st.lists(st.binary(max_size=60), max_size=10), head=st.binary(max_size=12), flags=st.integers(0, 7))
 def test_garbage_in_ogg_is_sound_or_refused(packets: list[bytes], head: bytes, flags: int) -> None:
-    stream = OggOpus(max_append_s=1200)
+    stream = OggAudio(max_append_s=1200)
     try:
         samples = stream.decode(crafted_ogg(b"OpusHead" + head, (flags, 960, packets)))
     except InvalidAudio:
