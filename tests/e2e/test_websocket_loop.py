@@ -14,10 +14,10 @@ from websockets.exceptions import ConnectionClosed
 
 from qwen3_asr_server.audio.decoder import StreamDecoder
 from qwen3_asr_server.audio.timeline import Timeline
-from qwen3_asr_server.domain import Hypothesis, Samples, SessionConfig, StepKind
+from qwen3_asr_server.domain import Hypothesis, Samples, StepKind
 from qwen3_asr_server.frontends._websocket import new_id, serve_websocket
 from qwen3_asr_server.messages import Command, Event, Finished
-from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdFactory
+from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols.dashscope_realtime import DashscopeRealtime
 from support.audio_files import wav_bytes
 from support.energy_vad import EnergyVad
@@ -327,12 +327,11 @@ class Faulty:
     path = "/faulty"
     where = ""
 
-    def __init__(self, handshake: Handshake, capabilities: Capabilities, new_id: IdFactory) -> None:
-        self._inner = DashscopeRealtime(handshake, capabilities, new_id)
+    def __init__(self, handshake: Handshake, offers: Offers, new_id: IdFactory) -> None:
+        self._inner = DashscopeRealtime(handshake, offers, new_id)
 
-    @property
-    def config(self) -> SessionConfig:
-        return self._inner.config
+    def session_to_open(self) -> SessionRequest | None:
+        return self._inner.session_to_open()
 
     @staticmethod
     def parse(message: str | bytes) -> Any:
@@ -369,10 +368,10 @@ async def test_a_fault_in_a_protocol_ends_one_connection(
     monkeypatch.setattr(Faulty, "where", where)
     with serving() as running:
         app = running.server.config.app
-        capabilities = {"none": Capabilities("none", frozenset({"en"}), "en")}
+        capabilities = Capabilities("none", frozenset({"en"}), "en")
 
         async def endpoint(websocket: WebSocket) -> None:
-            await serve_websocket(websocket, Faulty, running.services, capabilities)
+            await serve_websocket(websocket, Faulty, running.services, lambda _: capabilities)
 
         app.router.add_websocket_route("/faulty", endpoint)
         app.router.routes.insert(0, app.router.routes.pop())

@@ -55,7 +55,9 @@ def replay(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for line in lines:
         match line:
             case {"connect": query}:
-                protocol = load_protocol("dashscope_realtime")(Handshake(query), capabilities(), CountingIds())
+                protocol = load_protocol("dashscope_realtime")(
+                    Handshake(query), lambda _: capabilities(), CountingIds()
+                )
             case {"client": event}:
                 assert protocol is not None
                 protocol.receive(protocol.parse(json.dumps(event)))

@@ -167,7 +167,7 @@ class TestPayloads:
 
     def test_chinese_is_sent_as_it_is_and_compact(self) -> None:
         handshake = Handshake({})
-        protocol = load_protocol("dashscope_realtime")(handshake, capabilities(), lambda prefix: f"{prefix}1")
+        protocol = load_protocol("dashscope_realtime")(handshake, lambda _: capabilities(), lambda prefix: f"{prefix}1")
         protocol.messages_to_send()
         protocol.send_event(Finished("今天"))
         assert protocol.messages_to_send() == ['{"event_id":"event_1","type":"session.finished","transcript":"今天"}']

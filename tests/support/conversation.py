@@ -38,7 +38,8 @@ class Conversation:
     def __init__(self, model: str | None = VENDOR_MODEL, *, greeted: bool = True, **changes: Any) -> None:
         query = {} if model is None else {"model": model}
         handshake = Handshake(query=query)
-        self.protocol = load_protocol("dashscope_realtime")(handshake, capabilities(**changes), CountingIds())
+        offered = capabilities(**changes)
+        self.protocol = load_protocol("dashscope_realtime")(handshake, lambda _: offered, CountingIds())
         self._heard: list[dict[str, Any]] = []
         self._ordered: list[Command] = []
         if greeted:

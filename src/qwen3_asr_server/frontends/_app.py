@@ -173,8 +173,11 @@ def _routers() -> Iterator[APIRouter]:
 def _mount_protocol(
     app: FastAPI, protocol: type[ServerProtocol], services: Services, capabilities: Mapping[str, Capabilities]
 ) -> None:
+    def offers(asked: str | None) -> Capabilities:
+        return capabilities[services.models.resolve(asked)]
+
     async def endpoint(websocket: WebSocket) -> None:
-        await serve_websocket(websocket, protocol, services, capabilities)
+        await serve_websocket(websocket, protocol, services, offers)
 
     async def not_a_websocket() -> None:
         raise HTTPException(426, headers={"Upgrade": "websocket", "Connection": "Upgrade"})

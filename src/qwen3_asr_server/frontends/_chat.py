@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.frontends._hotwords import context_of
 from qwen3_asr_server.frontends._multipart import MAX_PARTS
 from qwen3_asr_server.frontends._recordings import language_named
 from qwen3_asr_server.protocols._fields import Fields
 from qwen3_asr_server.runtime.sources import DataUrl, Source, source_of
+from qwen3_asr_server.text.hotwords import context_of
 
 INPUT_AUDIO: Final = "input_audio"
 AUDIO_URL: Final = "audio_url"

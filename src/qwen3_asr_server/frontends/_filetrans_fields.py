@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from qwen3_asr_server.errors import InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._filetrans import MANY_FILES, ONE_FILE
-from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
 from qwen3_asr_server.frontends._recordings import demand_word_times, language_named, model_named
 from qwen3_asr_server.runtime.job_values import JobWish
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import DataUrl, source_of
+from qwen3_asr_server.text.hotwords import SCHEMAS, context_of
 
 MAX_URLS: Final = 100
 MAX_URL_CHARS: Final = 8192

@@ -19,9 +19,9 @@ from python_multipart.multipart import parse_options_header
 from qwen3_asr_server.errors import InvalidValue, TooLarge
 from qwen3_asr_server.frontends._answer import Exchange
 from qwen3_asr_server.frontends._bodies import Bodies, json_object
-from qwen3_asr_server.frontends._hotwords import BEFOREHAND
 from qwen3_asr_server.frontends._multipart import FILE, MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import DataUrl, SourceLimits, Upload, fetched, source_of
+from qwen3_asr_server.text.hotwords import BEFOREHAND
 
 URL: Final = "url"
 _MULTIPART: Final = b"multipart/form-data"

@@ -3,9 +3,9 @@
     reader:  receive ─▶ Protocol.parse ─▶ receive ─▶ commands ─▶ live session ─▶ wait for room
     writer:  events ─▶ send_event ─▶ messages ─▶ outbox ─▶ send
 
-Joins one protocol with one live session and obeys the driver's contract of `protocols/_base.py`. It knows when
-to read, write and close; what messages mean is the protocol's business, what audio means the session's.
-Called by `_app` for each connection, behind access control.
+Joins one protocol with its live sessions, one after the other, and obeys the driver's contract of
+`protocols/_base.py`. It knows when to read, write and close; what messages mean is the protocol's business, what audio
+means the session's. Called by `_app` for each connection, behind access control.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ import secrets
 import string
 import time
 import uuid
-from collections.abc import Mapping
 from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -24,7 +23,7 @@ from qwen3_asr_server.errors import InternalError, Overloaded
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.logs import session_context
 from qwen3_asr_server.messages import Closing, Disconnect, Event, Partial
-from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, ServerProtocol
+from qwen3_asr_server.protocols._base import Close, Handshake, Offers, ServerProtocol, SessionRequest
 from qwen3_asr_server.runtime.live import LiveSession
 from qwen3_asr_server.runtime.outbox import Outbox, OutboxClosed, OutboxOverflow
 from qwen3_asr_server.runtime.services import Services
@@ -41,35 +40,34 @@ _ID_TABLE: Final = bytes(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in 
 
 _SLOW: Final = Close(1013, "the client reads too slowly")
 _FAULT: Final = Close(1011, "internal error")
+_UNUSED: Final = Close(1000, "nothing was asked for")
+_UNUSED_S: Final = 60.0
+"""How long a connection may stay without a session: the vendor's own limit between two tasks."""
 _SHUTDOWN_GRACE_S: Final = 1.0
 
 
 async def serve_websocket(
-    websocket: WebSocket,
-    protocol_class: type[ServerProtocol],
-    services: Services,
-    capabilities: Mapping[str, Capabilities],
+    websocket: WebSocket, protocol_class: type[ServerProtocol], services: Services, offers: Offers
 ) -> None:
     """Serve one connection from its acceptance to its close.
 
     Args:
         websocket: not accepted yet; `scope["state"]["key_id"]` names the key that opened the door, if any.
         protocol_class: what the client speaks.
-        services: where the session comes from.
-        capabilities: what the protocol may offer, by the name of the model.
+        services: where sessions come from.
+        offers: what the protocol may offer with a model.
     """
-    query = dict(websocket.query_params)
-    model = services.models.resolve(query.get("model"))
     with session_context(session_id=uuid.uuid4().hex[:12], protocol=protocol_class.name):
-        protocol = protocol_class(Handshake(query), capabilities[model], new_id)
+        protocol = protocol_class(Handshake(dict(websocket.query_params)), offers, new_id)
+        first = protocol.session_to_open()
         try:
-            if protocol.close_expected is None:
-                await services.room_for(model)
+            if first is not None:
+                await services.room_for(services.models.resolve(first.model))
         except Overloaded as refusal:
             await websocket.send_denial_response(error_response(refusal))
             return
         await websocket.accept()
-        await _Connection(websocket, protocol, services, model).serve()
+        await _Connection(websocket, protocol, services).serve(first)
 
 
 def new_id(prefix: str) -> str:
@@ -80,72 +78,130 @@ def new_id(prefix: str) -> str:
 class _Connection:
     """One client's protocol, outbox and socket."""
 
-    def __init__(self, websocket: WebSocket, protocol: ServerProtocol, services: Services, model: str) -> None:
+    def __init__(self, websocket: WebSocket, protocol: ServerProtocol, services: Services) -> None:
         self._websocket = websocket
         self._protocol = protocol
         self._services = services
-        self._model = model
         self._send_timeout_s = services.outbox_options.send_timeout_s
         self._outbox: Outbox[str | bytes] = Outbox(services.outbox_options.max_messages)
+        self._tasks = asyncio.TaskGroup()
+        self._lease = contextlib.ExitStack()
+        self._live: LiveSession | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._opened = 0
+        self._unused: asyncio.TimerHandle | None = None
         self._failed = False
         self._gone = asyncio.Event()
 
-    async def serve(self) -> None:
-        """Talk until either side ends it, then close."""
-        key_id = self._websocket.scope.get("state", {}).get("key_id")
-        if self._protocol.close_expected is not None:
-            await self._turn_away()
-            return
-        try:
-            with contextlib.ExitStack() as lease:
-                live = lease.enter_context(
-                    self._services.open_session(self._protocol.config, self._emit, key_id=key_id, model=self._model)
-                )
-                await self._close(await self._talk(live, lease))
-        except Overloaded as refusal:
-            # A refused handshake would reach the SDK's users as a timeout without a reason: an error it
-            # understands takes the place of the greeting.
-            self._protocol.messages_to_send()
-            self._emit(Closing(refusal))
-            await self._turn_away()
+    async def serve(self, first: SessionRequest | None) -> None:
+        """Talk until either side ends it, then close.
 
-    async def _talk(self, live: LiveSession, lease: contextlib.ExitStack) -> Close | None:
-        self._flush()
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._read(live))
-            session = group.create_task(self._run(live))
-            close = await self._write()
-            live.end("disconnected" if close is None else "slow_client" if close is _SLOW else "closed")
-            await session
-            if close is not None and close.grace_s and not self._gone.is_set():
-                if self._services.state != "draining":  # which waits for those that still have to say goodbye
-                    lease.close()
-                await self._grace(close.grace_s)
-            reader.cancel()
+        Args:
+            first: the session to begin with; None while the client has not asked for one.
+        """
+        with self._lease:
+            await self._close(await self._talk(first))
+
+    async def _talk(self, first: SessionRequest | None) -> Close | None:
+        try:
+            async with self._tasks:
+                if first is None:
+                    self._await_request()
+                else:
+                    self._open(first)
+                self._flush()
+                reader = self._tasks.create_task(self._read())
+                close = await self._write()
+                if self._live is not None:
+                    self._live.end("disconnected" if close is None else "slow_client" if close is _SLOW else "closed")
+                if self._running is not None:
+                    await self._running
+                if close is not None and close.grace_s and not self._gone.is_set():
+                    if self._services.state != "draining":  # which waits for those that still have to say goodbye
+                        self._lease.close()
+                    await self._grace(close.grace_s)
+                reader.cancel()
+        finally:
+            self._await_nothing()
         return close
+
+    # Sessions
+
+    async def _begin(self, request: SessionRequest) -> None:
+        """Open a session that the client asks for, when the one before is over and its model can be had."""
+        self._await_nothing()
+        if self._running is not None:
+            await self._running
+            self._await_nothing()
+        try:
+            await self._services.room_for(self._services.models.resolve(request.model))
+        except Overloaded as refusal:
+            self._refuse(refusal)
+        else:
+            self._open(request)
+
+    def _open(self, request: SessionRequest) -> None:
+        key_id = self._websocket.scope.get("state", {}).get("key_id")
+        model = self._services.models.resolve(request.model)
+        session = self._services.open_session(request.config, self._emit, key_id=key_id, model=model)
+        try:
+            self._live = self._lease.enter_context(session)
+        except Overloaded as refusal:
+            self._refuse(refusal)
+        else:
+            self._opened += 1
+            self._running = self._tasks.create_task(self._run(self._live))
+
+    def _refuse(self, refusal: Overloaded) -> None:
+        # A refused handshake would reach the SDK's users as a timeout without a reason: an error it
+        # understands takes the place of the greeting.
+        self._protocol.messages_to_send()
+        self._emit(Closing(refusal))
 
     async def _run(self, live: LiveSession) -> None:
         await live.run()
-        self._outbox.close()
+        self._live = None
+        if self._ending or self._gone.is_set():
+            self._outbox.close()
+        else:
+            self._lease.close()
+            self._await_request()
+
+    @property
+    def _ending(self) -> bool:
+        return self._failed or self._protocol.close_expected is not None
+
+    def _await_request(self) -> None:
+        self._unused = asyncio.get_running_loop().call_later(_UNUSED_S, self._outbox.close)
+
+    def _await_nothing(self) -> None:
+        if self._unused is not None:
+            self._unused.cancel()
 
     # Reader
 
-    async def _read(self, live: LiveSession) -> None:
+    async def _read(self) -> None:
         worked_s = 0.0
         try:
             while (message := await self._receive()) is not None:
                 began = time.perf_counter()
-                if not live.over:
-                    await self._take(message, live)
+                if not self._ending:
+                    await self._take(message)
                 worked_s += time.perf_counter() - began
                 if worked_s >= _TURN_S:
                     worked_s = 0.0
                     await asyncio.sleep(0)
         except Exception:  # noqa: BLE001 - the boundary of a connection
-            live.end("error", self._incident())
+            error = self._incident()
+            if self._live is None:
+                self._emit(Closing(error))
+            else:
+                self._live.end("error", error)
+            self._outbox.close()
             return
         self._gone.set()
-        await live.submit(Disconnect())
+        if self._live is not None:
+            await self._live.submit(Disconnect())
         self._outbox.close()
 
     async def _receive(self) -> str | bytes | None:
@@ -157,18 +213,23 @@ class _Connection:
         data: bytes | None = event.get("bytes")
         return text if text is not None else data or b""
 
-    async def _take(self, message: str | bytes, live: LiveSession) -> None:
-        live.touch()
+    async def _take(self, message: str | bytes) -> None:
+        if self._live is not None:
+            self._live.touch()
         if len(message) > _PARSE_ON_WORKER_BYTES:
             parsed: Any = await asyncio.to_thread(self._protocol.parse, message)
         else:
             parsed = self._protocol.parse(message)
         self._protocol.receive(parsed)
-        commands = self._protocol.commands_received()
+        request = self._protocol.session_to_open()
+        if request is not None:
+            await self._begin(request)
+        commands, live = self._protocol.commands_received(), self._live
         self._flush()
-        for command in commands:
-            await live.submit(command)
-        await live.room()
+        if live is not None:
+            for command in commands:
+                await live.submit(command)
+            await live.room()
 
     # Writer
 
@@ -180,9 +241,9 @@ class _Connection:
             self._failed = True
             self._outbox.close()
             return
-        self._flush(replaces=event.item if isinstance(event, Partial) else None)
+        self._flush(replaces=(self._opened, event.item) if isinstance(event, Partial) else None)
 
-    def _flush(self, replaces: int | None = None) -> None:
+    def _flush(self, replaces: tuple[int, int] | None = None) -> None:
         for code in self._protocol.errors_told():
             self._services.metrics.errors.labels(code).inc()
         messages = self._protocol.messages_to_send()
@@ -216,7 +277,7 @@ class _Connection:
     # The end
 
     def _closing(self) -> Close:
-        close = _FAULT if self._failed else self._protocol.close_expected or _FAULT
+        close = _FAULT if self._failed else self._protocol.close_expected or _UNUSED
         if self._services.state == "draining" and close.code == 1000:
             return Close(1001, "the server is shutting down", min(close.grace_s, _SHUTDOWN_GRACE_S))
         return close
@@ -226,12 +287,6 @@ class _Connection:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._gone.wait()
-
-    async def _turn_away(self) -> None:
-        """Send what the protocol has to say, and close."""
-        self._flush()
-        self._outbox.close()
-        await self._close(await self._write())
 
     async def _close(self, close: Close | None) -> None:
         if close is None or self._gone.is_set() or self._websocket.application_state is not WebSocketState.CONNECTED:

@@ -18,7 +18,6 @@ from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.frontends._answer import EVENT_STREAM, Answer, Exchange
 from qwen3_asr_server.frontends._bodies import json_object
 from qwen3_asr_server.frontends._documents import texts
-from qwen3_asr_server.frontends._hotwords import SCHEMAS, context_of
 from qwen3_asr_server.frontends._multipart import MAX_PARTS
 from qwen3_asr_server.frontends._recordings import Wish, language_named, transcribed, truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
@@ -35,6 +34,7 @@ from qwen3_asr_server.protocols._fields import Fields
 from qwen3_asr_server.runtime.media import MediaLimits
 from qwen3_asr_server.runtime.sources import Source, SourceLimits, fetched, source_of, unpacked
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.hotwords import SCHEMAS, context_of
 from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.subtitles import truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript

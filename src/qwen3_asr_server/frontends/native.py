@@ -17,7 +17,6 @@ from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._documents import event_stream, texts
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.frontends._form import Fields, Form, audio_in, received
-from qwen3_asr_server.frontends._hotwords import BEFOREHAND, SCHEMAS, context_of
 from qwen3_asr_server.frontends._recordings import (
     TIME_HEADERS,
     Result,
@@ -32,6 +31,7 @@ from qwen3_asr_server.frontends._recordings import (
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends.ops import engine_as_json, gpus_of, queue_of, reason_of, status_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.hotwords import BEFOREHAND, SCHEMAS, context_of
 from qwen3_asr_server.text.languages import DIALECTS, find
 from qwen3_asr_server.text.subtitles import as_srt, as_text, as_verbose_json, as_vtt, seconds_of, truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript

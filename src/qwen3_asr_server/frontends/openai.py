@@ -16,7 +16,6 @@ from qwen3_asr_server.frontends._answer import Answer, Exchange
 from qwen3_asr_server.frontends._documents import event_stream, texts
 from qwen3_asr_server.frontends._errors import openai_error
 from qwen3_asr_server.frontends._form import Fields, received
-from qwen3_asr_server.frontends._hotwords import BEFOREHAND, MAX_HOTWORDS, SCHEMAS, context_of, hotwords_of
 from qwen3_asr_server.frontends._recordings import (
     Wish,
     demand_word_times,
@@ -29,6 +28,7 @@ from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import tokens_of
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.context import WORD_CHARS
+from qwen3_asr_server.text.hotwords import BEFOREHAND, MAX_HOTWORDS, SCHEMAS, context_of, hotwords_of
 from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.subtitles import as_json, as_srt, as_text, as_verbose_json, as_vtt, seconds_of, truncation_of
 from qwen3_asr_server.text.transcript import Segment, Transcript

@@ -25,13 +25,13 @@ from qwen3_asr_server.frontends._bodies import json_object
 from qwen3_asr_server.frontends._chat import ChatRequest, chat_request
 from qwen3_asr_server.frontends._documents import event_stream
 from qwen3_asr_server.frontends._errors import openai_error
-from qwen3_asr_server.frontends._hotwords import SCHEMAS
 from qwen3_asr_server.frontends._recordings import Wish, language_name, transcribed, truncation_header
 from qwen3_asr_server.frontends._state import AppState, State
 from qwen3_asr_server.frontends._usage import tokens_of, whole_seconds
 from qwen3_asr_server.frontends._vendor import vendor_model
 from qwen3_asr_server.runtime.sources import fetched, unpacked
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.hotwords import SCHEMAS
 from qwen3_asr_server.text.join import GrowingText
 from qwen3_asr_server.text.prompt import ASR_TEXT
 from qwen3_asr_server.text.subtitles import truncation_of

@@ -2,17 +2,20 @@
 
 The driver's contract, once for each connection:
 
-1.  Make the protocol with a `Handshake` and `Capabilities`, then send what `messages_to_send` holds.
+1.  Make the protocol with a `Handshake` and what is offered, do 3, then send what `messages_to_send` holds.
 2.  For every message from the peer: `parsed = Protocol.parse(message)`, a pure function that may run on
-    a worker thread when the message is large; then `receive(parsed)`, then obey `commands_received` in
+    a worker thread when the message is large; then `receive(parsed)`, then do 3, then obey `commands_received` in
     order and send `messages_to_send`.
-3.  For every event of the session: `send_event(event)`, then send `messages_to_send`.
-4.  With `messages_to_send` take `errors_told`; they are counted.
-5.  After each step look at `close_expected`: when it is not None, send what is pending, wait
-    `grace_s` for the peer to close first, then close with its code.
+3.  Ask `session_to_open`. If there is one, open it; commands go to it from then on, until it is over. If it cannot be
+    opened, drop what `messages_to_send` holds, and `send_event(Closing(reason))` in its place.
+4.  For every event of the session: `send_event(event)`, then send `messages_to_send`.
+5.  With `messages_to_send` take `errors_told`; they are counted.
+6.  After each step look at `close_expected`: when it is not None, send what is pending, wait
+    `grace_s` for the peer to close first, then close with its code. After `Closing` it is never None.
 
-Nothing here raises on what a peer sends: bad input becomes an error message of the protocol and, where
-the protocol demands it, a close.
+A protocol opens one session at a time: as soon as somebody connects, or whenever the peer asks for one. It gives no
+commands while there is none. Nothing here raises on what a peer sends: bad input becomes an error message of the
+protocol and, where the protocol demands it, a close.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,6 +61,20 @@ class Capabilities:
     """How long the socket stays open after the session's end, for the client to close it."""
 
 
+Offers = Callable[[str | None], Capabilities]
+"""What is offered with the model that a client names; a name that is not known here stands for the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """A session that is to be opened."""
+
+    model: str | None
+    """As the client names it, see `Offers`."""
+    config: SessionConfig
+    """How it begins."""
+
+
 @dataclass(frozen=True, slots=True)
 class Close:
     """The connection is to be closed."""
@@ -75,13 +92,12 @@ class ServerProtocol(Protocol):
     path: ClassVar[str]
     """Where it is served; a trailing slash is accepted too."""
 
-    def __init__(self, handshake: Handshake, capabilities: Capabilities, new_id: IdFactory) -> None:
+    def __init__(self, handshake: Handshake, offers: Offers, new_id: IdFactory) -> None:
         """Greet: whatever the protocol sends on connect is pending afterwards."""
         ...
 
-    @property
-    def config(self) -> SessionConfig:
-        """The session's configuration now."""
+    def session_to_open(self) -> SessionRequest | None:
+        """Return the session that is to be opened now; each is asked for once."""
         ...
 
     @staticmethod

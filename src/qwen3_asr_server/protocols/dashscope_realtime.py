@@ -16,7 +16,7 @@ from qwen3_asr_server.domain import SessionConfig, Word, ms_of_samples
 from qwen3_asr_server.errors import AsrServerError, ClientError, InvalidAudio, InvalidEvent, InvalidValue, UnknownModel
 from qwen3_asr_server.messages import Command, Event
 from qwen3_asr_server.protocols import _dashscope_frames as frames
-from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdFactory
+from qwen3_asr_server.protocols._base import Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols._dashscope_errors import wire_error, wire_message
 from qwen3_asr_server.protocols._dashscope_session import WireSession, merge
 from qwen3_asr_server.protocols._fields import Fields, JsonObject, quoted
@@ -31,7 +31,9 @@ class DashscopeRealtime:
     name: ClassVar[str] = "dashscope_realtime"
     path: ClassVar[str] = "/api-ws/v1/realtime"
 
-    def __init__(self, handshake: Handshake, capabilities: Capabilities, new_id: IdFactory) -> None:
+    def __init__(self, handshake: Handshake, offers: Offers, new_id: IdFactory) -> None:
+        asked = handshake.query.get("model")
+        capabilities = offers(asked)
         self._capabilities = capabilities
         self._new_id = new_id
         self._commands: list[Command] = []
@@ -43,11 +45,13 @@ class DashscopeRealtime:
         self._finishing = False
         self._last_failed = False
         self._errors_in_row = 0
-        model = handshake.query.get("model") or DEFAULT_MODEL
+        self._to_open: SessionRequest | None = None
+        model = asked or DEFAULT_MODEL
         self._session = WireSession.default(new_id("sess_"), model, capabilities)
         known = {DEFAULT_MODEL, capabilities.model, *capabilities.models}
         if _VENDOR_MODEL.fullmatch(model) or model in known:
             self._send("session.created", session=self._session.created())
+            self._to_open = SessionRequest(asked, self.config)
         else:
             names = ", ".join(sorted(known))
             self._end(UnknownModel(f"Model {quoted(model)} does not exist. Models here: {names}.", param="model"))
@@ -56,6 +60,11 @@ class DashscopeRealtime:
     def config(self) -> SessionConfig:
         """The session's configuration now."""
         return self._session.config(self._capabilities.default_threshold)
+
+    def session_to_open(self) -> SessionRequest | None:
+        """Return the one session of the connection, at once."""
+        pending, self._to_open = self._to_open, None
+        return pending
 
     @property
     def close_expected(self) -> Close | None:

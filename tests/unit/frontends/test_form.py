@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from qwen3_asr_server.errors import InvalidValue, TooLarge
 from qwen3_asr_server.frontends._bodies import Bodies
 from qwen3_asr_server.frontends._form import Fields, received
-from qwen3_asr_server.frontends._hotwords import BEFOREHAND, context_of
 from qwen3_asr_server.frontends._multipart import MAX_FIELDS_BYTES, MAX_PARTS, Multipart
 from qwen3_asr_server.runtime.sources import SourceLimits
+from qwen3_asr_server.text.hotwords import BEFOREHAND, context_of
 from support.raw_request import Sent
 
 BOUNDARY = b"cut"

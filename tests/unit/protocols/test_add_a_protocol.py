@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from qwen3_asr_server import protocols
+from qwen3_asr_server.domain import SessionConfig
 from qwen3_asr_server.errors import InvalidAudio, Overloaded
 from qwen3_asr_server.messages import AppendBytes, Closing, Final, Finish, Finished, Rejected, SpeechStarted
 from qwen3_asr_server.protocols import load_protocol, protocol_names
-from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, ServerProtocol
+from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, ServerProtocol, SessionRequest
 
 PAGE = Path(__file__).parents[3] / "docs" / "add-a-protocol.md"
 
@@ -23,8 +24,13 @@ def protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerProtocol:
     monkeypatch.setattr(protocols, "__path__", [*protocols.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "qwen3_asr_server.protocols.plain_text", raising=False)
     assert "plain_text" in protocol_names()
-    handshake = Handshake(query={})
-    return load_protocol("plain_text")(handshake, Capabilities("tiny", frozenset({"en"}), "en"), str)
+    offered = Capabilities("tiny", frozenset({"en"}), "en")
+    return load_protocol("plain_text")(Handshake(query={}), lambda _: offered, str)
+
+
+def test_it_begins_with_a_session(protocol: ServerProtocol) -> None:
+    assert protocol.session_to_open() == SessionRequest(None, SessionConfig())
+    assert protocol.session_to_open() is None
 
 
 def test_client_to_session(protocol: ServerProtocol) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_asr_server.errors import InvalidValue
-from qwen3_asr_server.frontends._hotwords import MAX_HOTWORDS, MAX_SOUNDS, context_of, hotwords_of
 from qwen3_asr_server.text.context import Hotword
+from qwen3_asr_server.text.hotwords import MAX_HOTWORDS, MAX_SOUNDS, context_of, hotwords_of
 
 FORMS: list[tuple[object, list[Hotword]]] = [
     (None, []),
