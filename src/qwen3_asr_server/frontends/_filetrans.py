@@ -15,10 +15,9 @@ from qwen3_asr_server.domain import ms_of_samples
 from qwen3_asr_server.runtime.job_results import JobResult
 from qwen3_asr_server.runtime.job_values import Failure, Job, JobFile, JobState, JobStatus
 from qwen3_asr_server.text.join import join_texts
-from qwen3_asr_server.text.special_words import SpecialWords, finished
+from qwen3_asr_server.text.special_words import SpecialWords, finished, timed_words
 from qwen3_asr_server.text.subtitles import truncation_of
 from qwen3_asr_server.text.transcript import Segment
-from qwen3_asr_server.text.units import split_units
 
 ONE_FILE: Final = "file_url"
 MANY_FILES: Final = "file_urls"
@@ -149,37 +148,24 @@ def _time(seconds: float) -> str:
 
 
 def _sentence(segment: Segment, number: int, words: SpecialWords, emotion: str, result: JobResult) -> dict[str, Any]:
-    marked = words.marked(segment.text)
     sentence: dict[str, Any] = {
         "sentence_id": number,
         "begin_time": ms_of_samples(segment.start),
         "end_time": ms_of_samples(segment.end),
-        "text": finished(marked),
+        "text": finished(words.marked(segment.text)),
     }
     if result.form == ONE_FILE:
         sentence |= {"language": segment.language} if segment.language else {}
         sentence |= {"emotion": emotion} if emotion else {}
     if result.wish.words or result.form == MANY_FILES:
-        sentence["words"] = list(_words(segment, marked))
+        sentence["words"] = list(_words(segment, words))
     return sentence
 
 
-def _words(segment: Segment, marked: str) -> Iterator[dict[str, Any]]:
-    """Yield the words of a sentence; with the punctuation behind each, where they can be found in its text."""
-    units = split_units(segment.text)
-    if len(units) != len(segment.words):
-        texts = [(word.text, "") for word in segment.words]
-    else:
-        begins = [unit.end - len(unit.core) for unit in units]
-        nexts = [*begins[1:], len(marked)]
-        texts = [
-            (finished(marked[begin : unit.end]), finished(marked[unit.end : following]).strip())
-            for unit, begin, following in zip(units, begins, nexts, strict=True)
-        ]
-    for word, (text, punctuation) in zip(segment.words, texts, strict=True):
-        if text:
-            times = {"begin_time": ms_of_samples(word.start), "end_time": ms_of_samples(word.end)}
-            yield {**times, "text": text, "punctuation": punctuation}
+def _words(segment: Segment, special: SpecialWords) -> Iterator[dict[str, Any]]:
+    for word, text, punctuation in timed_words(segment.text, segment.words, special):
+        times = {"begin_time": ms_of_samples(word.start), "end_time": ms_of_samples(word.end)}
+        yield {**times, "text": text, "punctuation": punctuation}
 
 
 def _special_words(result: JobResult) -> SpecialWords:

@@ -4,10 +4,9 @@ Fields without a meaning here (`enable_itn`, `diarization_enabled`, `vocabulary_
 ones. Knows no HTTP; used by `dashscope_async`.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from qwen3_asr_server.errors import InvalidValue, UnknownModel
@@ -17,11 +16,11 @@ from qwen3_asr_server.runtime.job_values import JobWish
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import DataUrl, source_of
 from qwen3_asr_server.text.hotwords import SCHEMAS, context_of
+from qwen3_asr_server.text.special_words import special_words_of
 
 MAX_URLS: Final = 100
 MAX_URL_CHARS: Final = 8192
 _MAX_CHANNEL: Final = 99
-_MAX_SPECIAL_WORDS: Final = 1000
 _VENDOR_MODELS: Final = re.compile(
     r"(qwen3-asr-flash|qwen-audio-[\d.]+-asr-flash|fun-asr|paraformer|sensevoice)(-[\w.-]*)?", re.IGNORECASE
 )
@@ -140,20 +139,9 @@ def _channels(value: object) -> tuple[int, ...]:
 
 
 def _special_words(value: object) -> dict[str, list[str]]:
-    """Return the words to hide and to leave out; the vendor's own list of words is not known here."""
-    param = "parameters.special_word_filter"
-    try:
-        fields = json.loads(value) if isinstance(value, str) and value else value or {}
-    except (ValueError, RecursionError):
-        raise InvalidValue("special_word_filter is not valid JSON.", param=param) from None
-    found = {}
-    for name, key in (("hidden", "filter_with_signed"), ("left_out", "filter_with_empty")):
-        words = _object(fields, key, param).get("word_list") or [] if isinstance(fields, dict) else None
-        if not isinstance(words, list) or len(words) > _MAX_SPECIAL_WORDS:
-            raise InvalidValue(f"{key}.word_list is a list of at most {_MAX_SPECIAL_WORDS} words.", param=param)
-        if words:
-            found[name] = [_checked(word, param) for word in words]
-    return found
+    """Return the words to hide and to leave out, where there are any, as a job keeps them."""
+    words = special_words_of(value, "parameters.special_word_filter")
+    return {name: list(found) for name, found in asdict(words).items() if found}
 
 
 def _known_model(services: Services, asked: str) -> str:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_asr_server.text.special_words import SpecialWords, finished
+from qwen3_asr_server.domain import Word
+from qwen3_asr_server.text.special_words import SpecialWords, finished, timed_words
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,31 @@ def test_places_stay(text: str, hidden: list[str], left_out: list[str]) -> None:
     marked = SpecialWords(tuple(hidden), tuple(left_out)).marked(text)
     assert len(marked) == len(text)
     assert all(after in (before, "*", "\0") for before, after in zip(text, marked, strict=True))
+
+
+def word(text: str, start: int = 0) -> Word:
+    return Word(text, start, start + 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken", "hidden", "expected"),
+    [
+        ("Well, hello there.", ["Well", "hello", "there"], (), [("Well", ","), ("hello", ""), ("there", ".")]),
+        ("你好，世界。", ["你", "好", "世", "界"], (), [("你", ""), ("好", "，"), ("世", ""), ("界", "。")]),
+        ("not cut alike", ["not cut", "alike"], (), [("not cut", ""), ("alike", "")]),
+        ("say it, now", ["say", "it", "now"], ("it",), [("say", ""), ("**", ","), ("now", "")]),
+        ("", [], (), []),
+    ],
+)
+def test_words_have_the_punctuation_behind_them(
+    text: str, spoken: list[str], hidden: tuple[str, ...], expected: list[tuple[str, str]]
+) -> None:
+    words = [word(each, 10 * place) for place, each in enumerate(spoken)]
+    found = list(timed_words(text, words, SpecialWords(hidden)))
+    assert [(shown, punctuation) for _, shown, punctuation in found] == expected
+    assert [each for each, _, _ in found] == words
+
+
+def test_words_that_are_left_out_are_missing() -> None:
+    found = timed_words("a um b", [word("a"), word("um"), word("b")], SpecialWords(left_out=("um",)))
+    assert [shown for _, shown, _ in found] == ["a", "b"]
