@@ -77,7 +77,7 @@ def timed_words(text: str, words: Sequence[Word], special: SpecialWords) -> Iter
         begins = [unit.end - len(unit.core) for unit in units]
         texts = [
             (marked[begin : unit.end], marked[unit.end : following])
-            for unit, begin, following in zip(units, begins, [*begins[1:], len(marked)], strict=True)
+            for unit, begin, following in zip(units, begins, [*begins, len(marked)][1:], strict=True)
         ]
     for word, (core, punctuation) in zip(words, texts, strict=True):
         if shown := finished(core):
@@ -105,7 +105,7 @@ def _alone(word: str) -> str:
 
 
 def _listed(fields: Mapping[str, object], name: str, param: str) -> tuple[str, ...]:
-    entry = fields.get(name) or {}
+    entry = {} if fields.get(name) is None else fields[name]
     words = entry.get("word_list") or [] if isinstance(entry, Mapping) else None
     if not isinstance(words, list) or len(words) > MAX_SPECIAL_WORDS or not all(map(_is_text, words)):
         message = f"{name}.word_list is a list of at most {MAX_SPECIAL_WORDS} words."
