@@ -15,6 +15,7 @@ import secrets
 import string
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -22,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from qwen3_asr_server.errors import InternalError, Overloaded
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.logs import session_context
-from qwen3_asr_server.messages import Closing, Disconnect, Event, Partial
+from qwen3_asr_server.messages import Closing, Command, Disconnect, Event, Partial
 from qwen3_asr_server.protocols._base import Close, Handshake, Offers, ServerProtocol, SessionRequest
 from qwen3_asr_server.runtime.live import LiveSession
 from qwen3_asr_server.runtime.outbox import Outbox, OutboxClosed, OutboxOverflow
@@ -227,9 +228,12 @@ class _Connection:
         commands, live = self._protocol.commands_received(), self._live
         self._flush()
         if live is not None:
-            for command in commands:
-                await live.submit(command)
+            await self._submit(commands, live)
             await live.room()
+
+    async def _submit(self, commands: Sequence[Command], live: LiveSession) -> None:
+        for command in commands:
+            await live.submit(command)
 
     # Writer
 
@@ -241,6 +245,8 @@ class _Connection:
             self._failed = True
             self._outbox.close()
             return
+        if self._live is not None and (commands := self._protocol.commands_received()):
+            self._tasks.create_task(self._submit(commands, self._live))
         self._flush(replaces=(self._opened, event.item) if isinstance(event, Partial) else None)
 
     def _flush(self, replaces: tuple[int, int] | None = None) -> None:

@@ -8,7 +8,7 @@ The driver's contract, once for each connection:
     order and send `messages_to_send`.
 3.  Ask `session_to_open`. If there is one, open it; commands go to it from then on, until it is over. If it cannot be
     opened, drop what `messages_to_send` holds, and `send_event(Closing(reason))` in its place.
-4.  For every event of the session: `send_event(event)`, then send `messages_to_send`.
+4.  For every event of the session: `send_event(event)`, then obey `commands_received` and send `messages_to_send`.
 5.  With `messages_to_send` take `errors_told`; they are counted.
 6.  After each step look at `close_expected`: when it is not None, send what is pending, wait
     `grace_s` for the peer to close first, then close with its code. After `Closing` it is never None.

@@ -1,7 +1,8 @@
-"""How the server's errors look on the DashScope realtime wire: one table.
+"""How the server's errors look on the wires of DashScope's two WebSockets: one table.
 
 Codes are the names that the SDK turns into exceptions where one fits (`Throttling`, `Model.NotExist`), else
-words in the style of the vendor's documentation (`invalid_value`). Used by `dashscope_realtime` alone.
+words in the style of the vendor's documentation (`invalid_value`). Used by `dashscope_realtime` and
+`dashscope_inference`.
 """
 
 from typing import Final, NamedTuple
@@ -20,19 +21,21 @@ class WireError(NamedTuple):
     """Anything but this makes the v2 SDK close and LiveKit try again."""
     failed_code: str | None = None
     """Code where one utterance failed; None for the same as `code`."""
+    task_code: str | None = None
+    """Code where a task of the run-task protocol failed; None for the same as `code`."""
 
 
 WIRE_ERRORS: Final = {
-    errors.InvalidEvent: WireError("invalid_event", 1008),
-    errors.InvalidValue: WireError("invalid_value", 1008),
-    errors.InvalidAudio: WireError("invalid_audio", 1008),
+    errors.InvalidEvent: WireError("invalid_event", 1008, task_code="InvalidParameter"),
+    errors.InvalidValue: WireError("invalid_value", 1008, task_code="InvalidParameter"),
+    errors.InvalidAudio: WireError("invalid_audio", 1008, task_code="InvalidParameter"),
     errors.EmptyCommit: WireError("input_audio_buffer_commit_empty", 1008),
     errors.UnknownModel: WireError("Model.NotExist", 1008),
     errors.Unauthorized: WireError("InvalidApiKey", 1008),
     errors.Forbidden: WireError("AccessDenied", 1008),
     errors.TooLarge: WireError("InvalidParameter", 1009),
     errors.ClientError: WireError("InvalidParameter", 1008),
-    errors.IdleTimeout: WireError("idle_timeout", 1008),
+    errors.IdleTimeout: WireError("idle_timeout", 1008, task_code="CLIENT_ERROR"),
     errors.Overloaded: WireError("Throttling", 1013, "server_error"),
     errors.ShuttingDown: WireError("ServiceUnavailable", 1001, "server_error"),
     errors.EngineNotReady: WireError("ServiceUnavailable", 1013, "server_error"),

@@ -1,25 +1,21 @@
 """DashScope realtime client messages, decoded and not yet judged.
 
-`parse` keeps no state, so a large message may be parsed on a worker thread. It knows JSON, base64 and
-which shapes would hurt the server; it does not know sessions, nor which event types exist apart from
-`append`, the one that comes ten times a second. Called by `DashscopeRealtime.parse`.
+`parse` keeps no state, so a large message may be parsed on a worker thread. It knows base64 and which messages may
+be large; it does not know sessions, nor which event types exist apart from `append`, the one that comes ten times a
+second. Called by `DashscopeRealtime.parse`.
 """
 
 import binascii
-import json
-import math
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
 from qwen3_asr_server.errors import ClientError, InvalidAudio, InvalidEvent, TooLarge
 from qwen3_asr_server.protocols._fields import JsonObject
+from qwen3_asr_server.protocols._json import LARGE_CHARS, check_depth, json_object
 
 APPEND: Final = "input_audio_buffer.append"
 MAX_EVENT_ID_CHARS: Final = 256
 """A longer `event_id` is not echoed."""
-MAX_DEPTH: Final = 32
-"""Levels of objects and arrays in one message; the documented events need five."""
-LARGE_CHARS: Final = 256 * 1024
 MAX_LARGE_TOKENS: Final = 1024
 """A message of `LARGE_CHARS` or more can only be an append: one long string and a few fields. JSON with
 many small values takes up to thirty times its length in memory, so it is refused before it is decoded."""
@@ -60,23 +56,19 @@ def parse(message: str | bytes) -> Parsed:
     if len(message) >= LARGE_CHARS and sum(map(message.count, ",[{")) > MAX_LARGE_TOKENS:
         return Malformed(TooLarge(f"An event other than {APPEND} must be shorter than {LARGE_CHARS} characters."))
     try:
-        body = _DECODER.decode(message)
-    except RecursionError:
-        return Malformed(InvalidEvent("The message is nested too deeply."))
-    except json.JSONDecodeError:
-        return Malformed(InvalidEvent("The message is not valid JSON."))
-    except ValueError:  # of `_finite`, and of Python where an integer has thousands of digits
-        return Malformed(InvalidEvent("A number in the message is out of range."))
-    if not isinstance(body, dict):
-        return Malformed(InvalidEvent("The message is not a JSON object."))
+        body = json_object(message)
+    except ClientError as error:
+        return Malformed(error)
     event_id = _event_id(body)
     kind = body.get("type")
     if kind == APPEND:
         return _append(body.get("audio"), event_id)
     if not isinstance(kind, str):
         return Malformed(InvalidEvent("The event has no 'type', or one that is not a string.", param="type"), event_id)
-    if _is_deeper_than(MAX_DEPTH, body):
-        return Malformed(InvalidEvent("The message is nested too deeply."), event_id)
+    try:
+        check_depth(body)
+    except ClientError as error:
+        return Malformed(error, event_id)
     return ClientEvent(kind, body, event_id)
 
 
@@ -100,31 +92,3 @@ def _base64_bytes(text: str) -> bytes:
 def _event_id(body: JsonObject) -> str | None:
     event_id = body.get("event_id")
     return event_id if isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID_CHARS else None
-
-
-def _is_deeper_than(limit: int, body: object) -> bool:
-    level = [body]
-    for _ in range(limit):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)  # type: ignore[attr-defined]
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise json.JSONDecodeError("no such number", name, 0)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("number out of range")
-    return number
-
-
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

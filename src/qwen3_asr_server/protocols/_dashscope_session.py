@@ -144,17 +144,18 @@ class WireSession:
         return echo
 
 
-def probability_of(sensitivity: float, default_threshold: float) -> float:
+def probability_of(sensitivity: float, default_threshold: float, default: float = DEFAULT_SENSITIVITY) -> float:
     """Return the speech probability that a wire threshold stands for.
 
     Args:
         sensitivity: in [-1, 1].
-        default_threshold: probability that `DEFAULT_SENSITIVITY` stands for, in (0.05, 0.95).
+        default_threshold: probability that `default` stands for, in (0.05, 0.95).
+        default: the wire's own default, in (-1, 1).
     """
-    if sensitivity <= DEFAULT_SENSITIVITY:
-        share = (sensitivity + 1) / (DEFAULT_SENSITIVITY + 1)
+    if sensitivity <= default:
+        share = (sensitivity + 1) / (default + 1)
         return LEAST_PROBABILITY + share * (default_threshold - LEAST_PROBABILITY)
-    share = (sensitivity - DEFAULT_SENSITIVITY) / (1 - DEFAULT_SENSITIVITY)
+    share = (sensitivity - default) / (1 - default)
     return default_threshold + share * (MOST_PROBABILITY - default_threshold)
 
 

@@ -7,7 +7,6 @@ events become server messages. It knows the wire's names, ids and error shapes. 
 `docs/api/dashscope.md` lists every event and field with the test that shows it.
 """
 
-import json
 import re
 from typing import Any, ClassVar, Final, assert_never
 
@@ -20,6 +19,7 @@ from qwen3_asr_server.protocols._base import Close, Handshake, IdFactory, Offers
 from qwen3_asr_server.protocols._dashscope_errors import wire_error, wire_message
 from qwen3_asr_server.protocols._dashscope_session import WireSession, merge
 from qwen3_asr_server.protocols._fields import Fields, JsonObject, quoted
+from qwen3_asr_server.protocols._json import encoded
 
 DEFAULT_MODEL: Final = "qwen3-asr-flash-realtime"
 _VENDOR_MODEL: Final = re.compile(rf"{DEFAULT_MODEL}(-\d{{4}}-\d{{2}}-\d{{2}})?")
@@ -262,9 +262,7 @@ class DashscopeRealtime:
         )
 
     def _send(self, kind: str, **fields: Any) -> None:
-        message = _ENCODER.encode({"event_id": self._new_id("event_"), "type": kind} | fields)
-        # Half a surrogate pair, from an echo or an engine, cannot be sent as UTF-8.
-        self._messages.append(message if message.isascii() else message.encode("utf-8", "replace").decode("utf-8"))
+        self._messages.append(encoded({"event_id": self._new_id("event_"), "type": kind} | fields))
 
 
 PROTOCOL = DashscopeRealtime
@@ -279,6 +277,3 @@ def _word(word: Word) -> dict[str, Any]:
     if word.confidence is not None:
         timed["confidence"] = word.confidence
     return timed
-
-
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
