@@ -244,8 +244,9 @@ class DashscopeInference:
         special = task.options.special_words
         text = finished(special.marked(final.text))
         if text or sentence.number is not None:  # a noise of which nothing was told is no sentence
-            words = [_word(*timed) for timed in timed_words(final.text, final.words or (), special)]
             end_ms = sentence.begin_ms if sentence.end_ms is None else sentence.end_ms
+            timed = timed_words(final.text, final.words or (), special)
+            words = [_word(*word, sentence.begin_ms, end_ms) for word in timed]
             self._send_result(task, sentence, end_time=end_ms, text=text, words=words, sentence_end=True)
         self._forget(final.item, task)
 
@@ -303,6 +304,7 @@ class DashscopeInference:
 PROTOCOL = DashscopeInference
 
 
-def _word(word: Word, text: str, punctuation: str) -> dict[str, Any]:
-    times = {"begin_time": ms_of_samples(word.start), "end_time": ms_of_samples(word.end)}
-    return {**times, "text": text, "punctuation": punctuation}
+def _word(word: Word, text: str, punctuation: str, begin_ms: int, end_ms: int) -> dict[str, Any]:
+    """Return a word within its sentence, whose begin was told before its words were known."""
+    begin, end = (min(max(ms_of_samples(at), begin_ms), end_ms) for at in (word.start, word.end))
+    return {"begin_time": begin, "end_time": end, "text": text, "punctuation": punctuation}
