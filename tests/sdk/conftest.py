@@ -1,5 +1,6 @@
 """One real server for all tests here, and only those tests that the installed SDK has something for."""
 
+import asyncio
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -7,6 +8,7 @@ from typing import Any
 
 import dashscope
 import pytest
+from dashscope.audio.asr import Recognition
 from dashscope.audio.qwen_omni import omni_realtime
 
 from support.process import ServerProcess, running_server
@@ -15,9 +17,11 @@ from support.recorded_sdk import RecordingServer, served, wav
 API_KEY = "sk-0123456789"
 
 WITHOUT = {
+    "test_recognition_context.py": not hasattr(Recognition, "update_context"),
     "test_v1_audio_config.py": not hasattr(omni_realtime, "AudioFormatConfig"),
     "test_v2.py": find_spec("dashscope.v2") is None,
     "test_v2_http.py": find_spec("dashscope.v2") is None,
+    "test_v2_recognition.py": find_spec("dashscope.v2") is None,
     "test_v2_http_async.py": find_spec("dashscope.v2") is None,
 }
 collect_ignore = [name for name, missing in WITHOUT.items() if missing]
@@ -59,6 +63,27 @@ def pointed(recordings: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(dashscope, "base_http_api_url", recordings.base_url)
     monkeypatch.setattr(dashscope, "api_key", recordings.key)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def pointed_at_tasks(server: ServerProcess) -> Iterator[None]:
+    """Point `Recognition` of the SDK's first generation at the server; close the event loops that it leaves open."""
+    policy = asyncio.get_event_loop_policy()
+    opened: list[asyncio.AbstractEventLoop] = []
+
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        opened.append(made())
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        made = policy.new_event_loop
+        patch.setattr(policy, "new_event_loop", new_event_loop)
+        patch.setattr(dashscope, "base_websocket_api_url", server.inference_url)
+        patch.setattr(dashscope, "api_key", "sk-test")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield
+    for loop in opened:
+        loop.close()
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,11 @@ class ServerProcess:
         return f"ws://127.0.0.1:{self.port}/api-ws/v1/realtime"
 
     @property
+    def inference_url(self) -> str:
+        """What `dashscope.base_websocket_api_url` is to be set to."""
+        return f"ws://127.0.0.1:{self.port}/api-ws/v1/inference"
+
+    @property
     def base_url(self) -> str:
         """What `dashscope.base_http_api_url` is to be set to."""
         return f"http://127.0.0.1:{self.port}/api/v1"
