@@ -75,7 +75,12 @@ def ogg_opus(samples: Samples, rate: int = SAMPLE_RATE, channels: int = 1, page_
 
 
 def framed(
-    codec: Framed, samples: Samples, rate: int = SAMPLE_RATE, channels: int = 1, bit_rate: int = 64_000
+    codec: Framed,
+    samples: Samples,
+    rate: int = SAMPLE_RATE,
+    channels: int = 1,
+    bit_rate: int = 64_000,
+    codec_options: dict[str, str] | None = None,
 ) -> bytes:
     """Return a file whose frames stand one behind the other; MP3 has a tag and an index in front.
 
@@ -85,11 +90,12 @@ def framed(
         rate: Hz; 8000 for AMR.
         channels: 1, 2 or 6; 1 for AMR.
         bit_rate: bits a second; AMR has some of its own, 4750 to 12200.
+        codec_options: of FFmpeg's encoder.
     """
     container, encoder = {"mp3": ("mp3", "libmp3lame"), "aac": ("adts", "aac"), "amr": ("amr", "libopencore_amrnb")}[
         codec
     ]
-    return _container(container, encoder, "s16", samples, rate, channels, bit_rate=bit_rate)
+    return _container(container, encoder, "s16", samples, rate, channels, None, bit_rate, codec_options)
 
 
 def wav_bytes(samples: Samples, rate: int = SAMPLE_RATE, channels: int = 1, subtype: Subtype = "s16le") -> bytes:
@@ -124,10 +130,11 @@ def _container(
     channels: int,
     options: dict[str, str] | None = None,
     bit_rate: int | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> bytes:
     file = BytesIO()
     with av.open(file, "w", format=kind, options=options or {}) as container:
-        stream = container.add_stream(codec, rate=rate, layout=_LAYOUTS[channels])
+        stream = container.add_stream(codec, rate=rate, layout=_LAYOUTS[channels], options=codec_options)
         if bit_rate is not None:
             stream.bit_rate = bit_rate
         if len(samples):

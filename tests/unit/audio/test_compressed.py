@@ -66,6 +66,15 @@ def test_it_sounds_as_ffmpeg_reads_the_file(encoding: FramedEncoding, file: byte
     assert np.corrcoef(heard, expected)[0, 1] > 0.998
 
 
+def test_pauses_in_amr_may_be_comfort_noise() -> None:
+    spoken = np.concatenate([said(8_000), np.zeros(8_000, np.float32), said(8_000)])
+    file = framed("amr", spoken, 8_000, bit_rate=12_200, codec_options={"dtx": "1"})
+    assert len(file) < len(spoken) / 160 * 32 * 0.85
+    heard = decoded(AMR, file)
+    assert len(heard) == pytest.approx(2 * len(spoken), abs=640)
+    assert np.abs(heard[len(SAID) + 4_000 :][:8_000]).max() < 0.02
+
+
 @pytest.mark.parametrize(
     ("name", "delay_s"),
     [("mp3 44.1 kHz stereo", 0.025), ("mp3 16 kHz", 0.069), ("mp3 8 kHz", 0.138), ("aac 16 kHz", 0.064)],
