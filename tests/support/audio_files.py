@@ -19,7 +19,7 @@ Framed = Literal["mp3", "aac", "amr"]
 
 Sliced = TypeVar("Sliced", bytes, Samples)
 
-_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
 def tone(frequency: float, seconds: float, rate: int = SAMPLE_RATE, amplitude: float = 0.5) -> Samples:
@@ -88,7 +88,7 @@ def framed(
         codec: of the frames.
         samples: float32 [n] in [-1, 1], repeated on every channel; or [n, channels].
         rate: Hz; 8000 for AMR.
-        channels: 1, 2 or 6; 1 for AMR.
+        channels: 1, 2, 6 or 8; 1 for AMR.
         bit_rate: bits a second; AMR has some of its own, 4750 to 12200.
         codec_options: of FFmpeg's encoder.
     """

@@ -191,6 +191,12 @@ def test_a_broken_stream_stays_broken() -> None:
     assert len(stream.flush()) == 0
 
 
+def test_eight_channels_are_refused() -> None:
+    """PyAV ends the process when it is asked for them."""
+    with pytest.raises(InvalidAudio, match="no AAC audio"):
+        decoded(AAC, framed("aac", chirp(0.3, 48_000), 48_000, 8, 400_000))
+
+
 @pytest.mark.parametrize("name", ["mp3 16 kHz", "aac 16 kHz", "amr 12.2"])
 def test_a_bomb_is_stopped_and_the_next_frame_is_found(name: str) -> None:
     encoding, file = FILES[name]
