@@ -7,12 +7,26 @@ import json
 from typing import Any
 
 from qwen3_asr_server.domain import SessionConfig
-from qwen3_asr_server.messages import AppendBytes, Finish, Finished
+from qwen3_asr_server.messages import (
+    AppendBytes,
+    Committed,
+    Event,
+    Final,
+    Finish,
+    Finished,
+    Partial,
+    SpeechStarted,
+    SpeechStopped,
+)
 from qwen3_asr_server.protocols._base import Offers, SessionRequest
 from support.conversation import Dialogue, capabilities
 
 TASK = "65ce3b4d1f0a4e0c9a7d2f4b8c6e7dd5"
 """A name as the SDK makes them."""
+OTHER = "b2f1c0de-0000-4000-8000-000000000001"
+"""Another task's name, as the vendor's documents have them."""
+NEVER_NAMED = "task_000000000000000000001"
+"""What a failure before any task is told for."""
 TASK_MODEL = "fun-asr-realtime"
 AUDIO = bytes(3200)
 """What a client sends at once."""
@@ -119,3 +133,20 @@ def run_payload(**changes: Any) -> dict[str, Any]:
         "task_group": "audio",
         "function": "recognition",
     } | changes
+
+
+def partial(item: int, stable: str, unstable: str = "") -> Partial:
+    return Partial(item, stable, unstable, "en")
+
+
+def sentence(item: int, text: str, start: int = 0, stop: int = 16_000) -> list[Event]:
+    """Return an utterance without interim results."""
+    return [SpeechStarted(item, start), SpeechStopped(item, stop), Committed(item, None), Final(item, text, "en")]
+
+
+def running(**changes: Any) -> TaskConversation:
+    """Return a conversation whose task has begun."""
+    talk = TaskConversation(**changes)
+    talk.starts()
+    talk.is_silent()
+    return talk
