@@ -28,7 +28,7 @@ from qwen3_asr_server.messages import (
     UtteranceFailed,
 )
 from qwen3_asr_server.protocols._base import Close
-from qwen3_asr_server.protocols._dashscope_errors import WIRE_ERRORS
+from qwen3_asr_server.protocols._dashscope_errors import WIRE_ERRORS, wire_error
 from qwen3_asr_server.protocols._dashscope_instructions import MAX_TASK_ID_CHARS
 from qwen3_asr_server.protocols._json import LARGE_CHARS
 from support.task_conversation import (
@@ -308,7 +308,7 @@ class TestCodes:
 
     @pytest.mark.parametrize("error", ALL)
     def test_every_error_has_a_code_and_closes_the_connection(self, error: type[AsrServerError]) -> None:
-        wire = next(WIRE_ERRORS[base] for base in error.__mro__ if base in WIRE_ERRORS)
+        wire = wire_error(error("What happened."))
         talk = running()
         talk.tells(Rejected(error("What happened.")), Finished(""))
         talk.orders(Finish())

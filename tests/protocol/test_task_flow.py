@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qwen3_asr_server.domain import Word
-from qwen3_asr_server.errors import InvalidAudio, Overloaded
+from qwen3_asr_server.errors import Overloaded
 from qwen3_asr_server.messages import (
     Closing,
     Committed,
@@ -13,7 +13,6 @@ from qwen3_asr_server.messages import (
     Final,
     Finish,
     Finished,
-    Rejected,
     SpeechStarted,
     SpeechStopped,
 )
