@@ -1,8 +1,8 @@
 """Whole conversations, message by message, as `tests/data/golden/*.jsonl` has them.
 
 A line is one of
-    {"connect": {"model": …}}           the handshake's query; first line. {"connect": {}, "protocol": …} names a protocol
-                                        other than the realtime one, which opens its session at once
+    {"connect": {"model": …}}           the handshake's query; first line. With "protocol" it is of another protocol
+                                        than the realtime one
     {"client": {…}}                     what the client sends (frames of real clients)
     {"audio": 3200}                     the same, so many bytes of audio in a binary message
     {"session": {"SpeechStarted": {…}}} what the session reports
@@ -86,7 +86,7 @@ def replay(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def protocol_of(connect: dict[str, Any]) -> ServerProtocol:
-    """Return the protocol of a first line; the session that one opens on connect is not in the file."""
+    """Return the protocol of a first line. A session that it opens on connect is not in the file."""
     kind = load_protocol(connect.get("protocol", "dashscope_realtime"))
     protocol = kind(Handshake(connect["connect"]), lambda _: capabilities(), CountingIds())
     protocol.session_to_open()

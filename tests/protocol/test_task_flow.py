@@ -250,9 +250,7 @@ class TestResults:
 class TestSpecialWords:
     def talk(self) -> TaskConversation:
         words = {"filter_with_signed": {"word_list": ["darn"]}, "filter_with_empty": {"word_list": ["um"]}}
-        talk = TaskConversation()
-        talk.starts(parameters={"special_word_filter": words})
-        return talk
+        return running({"special_word_filter": words})
 
     def test_they_are_hidden_in_interim_and_final_results_and_in_words(self) -> None:
         talk = self.talk()

@@ -4,6 +4,7 @@ Every session that is asked for and every failure that is told for the metrics m
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from qwen3_asr_server.domain import SessionConfig
@@ -144,9 +145,9 @@ def sentence(item: int, text: str, start: int = 0, stop: int = 16_000) -> list[E
     return [SpeechStarted(item, start), SpeechStopped(item, stop), Committed(item, None), Final(item, text, "en")]
 
 
-def running(**changes: Any) -> TaskConversation:
-    """Return a conversation whose task has begun."""
+def running(parameters: Mapping[str, Any] | None = None, **changes: Any) -> TaskConversation:
+    """Return a conversation whose task has begun, with these parameters and changes to what the server offers."""
     talk = TaskConversation(**changes)
-    talk.starts()
+    talk.starts(parameters=parameters)
     talk.is_silent()
     return talk
