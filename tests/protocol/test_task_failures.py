@@ -255,6 +255,15 @@ class TestWrongMessages:
         assert talk.close == Close(1008, "InvalidParameter")
         talk.is_silent()
 
+    @pytest.mark.parametrize(("text", "said", "task_id"), WRONG, ids=lambda value: str(value)[:40])
+    def test_after_a_task_they_end_the_connection(self, text: str, said: str, task_id: str | None) -> None:
+        talk = running()
+        talk.finishes()
+        talk.is_over()
+        talk.says_raw(text)
+        talk.hears_failure("InvalidParameter", said)
+        assert talk.close == Close(1008, "InvalidParameter")
+
     @pytest.mark.parametrize("action", ["continue-task", "finish-task"])
     def test_an_instruction_before_any_task(self, action: str) -> None:
         talk = TaskConversation()
