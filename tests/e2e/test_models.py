@@ -19,6 +19,7 @@ from support.lives import MortalEngine
 from support.raw_client import RawClient, raw_client
 from support.server import RunningServer, running_server, wait_until
 from support.speech import pcm16
+from support.task_client import task_client
 
 SPEECH = pcm16(np.full(16_000, 0.25, np.float32))
 SILENCE = bytes(2 * 16_000)
@@ -119,6 +120,23 @@ async def test_an_unknown_name_is_refused_and_moves_nothing(monkeypatch: pytest.
         assert "small" in error["error"]["message"]
         assert there.engines["big"].starts == 1
         assert there.engines["small"].starts == 0
+
+
+async def test_a_task_names_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    with house(monkeypatch) as there:
+        there.running.services.pool.leases._wait_s = 0.3
+        async with task_client(there.running) as first, task_client(there.running) as second:
+            for model in ("small", "fun-asr-realtime", "small"):
+                assert (await first.run(model=model))["header"]["event"] == "task-started"
+                await first.speak(SPEECH + 2 * SILENCE)
+                await first.finish()
+                assert [name for name, engine in there.engines.items() if engine.up] == [
+                    "small" if model == "small" else "big"
+                ]
+            assert len(first.finals) == 3
+            await first.run(model="small")
+            refused = await second.run(model="big")
+        assert refused["header"]["error_code"] == "Throttling"
 
 
 async def test_a_switch_waits_for_sessions_then_is_refused_before_the_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:

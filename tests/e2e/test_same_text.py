@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from dashscope.audio.asr import Recognition
 
 from support import speech
 from support.process import SOURCE, ServerProcess, running_server
@@ -82,6 +83,15 @@ def by_job(server: ServerProcess) -> str:
     return str(transcript["text"])
 
 
+def by_task(server: ServerProcess) -> str:
+    """Return what `Recognition.call` of the SDK makes of the clip."""
+    url = f"ws://127.0.0.1:{server.port}/api-ws/v1/inference"
+    asked = {"format": "wav", "sample_rate": speech.RATE, "max_sentence_silence": 800}
+    client = Recognition(model="fun-asr-realtime", callback=None, **asked)
+    result = client.call(str(CLIP.path), base_address=url, api_key="none")
+    return " ".join(sentence["text"] for sentence in result.get_sentence())
+
+
 def by_command(*flags: str) -> str:
     """Return what the command `transcribe` prints."""
     command = [sys.executable, "-m", "qwen3_asr_server", "transcribe", str(CLIP.path), "--stdout", "--quiet", *flags]
@@ -98,6 +108,7 @@ DOORS: dict[str, Callable[[ServerProcess], str]] = {
     "rest with progress": lambda server: last_event(with_file(server, "/api/transcribe", stream="true")),
     "rest by path": lambda server: ask(server, "/api/transcribe", json={"url": str(CLIP.path)}).json()["text"],
     "job": by_job,
+    "task": by_task,
     "openai": lambda server: with_file(server, "/v1/audio/transcriptions", model="whisper-1").json()["text"],
     "openai as text": lambda server: with_file(
         server, "/v1/audio/transcriptions", response_format="text"

@@ -11,6 +11,7 @@ TRANSCRIBE: Final = "/api/transcribe"
 
 _DOORS: Final = (
     "/api-ws/v1/realtime",
+    "/api-ws/v1/inference",
     "/api/v1",
     TRANSCRIBE,
     "/compatible-mode/v1/chat/completions",

@@ -49,12 +49,13 @@ _UPLOADS_PER_RECORDING: Final = 4
 """Recordings that may be on their way here, for each that may be transcribed."""
 
 _DESCRIPTION: Final = """\
-Realtime recognition happens on a WebSocket, which this page cannot draw:
+Realtime recognition happens on WebSockets, which this page cannot draw:
 
 {doors}
 
-Open it with `?model=qwen3-asr-flash-realtime` and, where keys are set, `Authorization: Bearer <key>`. A browser,
-which cannot set headers, asks `POST /api/tickets` for a one-use ticket and adds `&ticket=…` instead.
+Open them with `Authorization: Bearer <key>` where keys are set, `/api-ws/v1/realtime` also with
+`?model=qwen3-asr-flash-realtime`. A browser, which cannot set headers, asks `POST /api/tickets` for a one-use ticket
+and adds `ticket=…` to the query instead.
 """
 
 

@@ -1,0 +1,214 @@
+"""The run-task door on a real socket: one connection, one task after the other, and every way that it can end."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from qwen3_asr_server.frontends import _websocket
+from support.energy_vad import EnergyVad
+from support.fake_engine import FakeEngine
+from support.server import RunningServer, running_server, wait_until
+from support.speech import pcm16
+from support.task_client import TaskClient, task_client
+
+SPEECH = pcm16(np.full(16_000, 0.25, np.float32))
+SILENCE = bytes(2 * 16_000)
+UTTERANCE = SPEECH + 2 * SILENCE
+
+
+def serving(engine: FakeEngine | None = None, **settings: Any) -> Any:
+    return running_server(settings, engine=engine or FakeEngine(), vad=EnergyVad())
+
+
+async def until(condition: Any) -> None:
+    await asyncio.to_thread(wait_until, condition)
+
+
+def in_use(running: RunningServer) -> int:
+    return running.services.admission.in_use
+
+
+def event_of(frame: dict[str, Any]) -> tuple[str, str]:
+    return frame["header"]["event"], frame["header"]["task_id"]
+
+
+def code_of(frame: dict[str, Any]) -> str:
+    assert frame["header"]["event"] == "task-failed", frame
+    assert frame["header"]["error_message"]
+    return str(frame["header"]["error_code"])
+
+
+async def closed(client: TaskClient) -> int | None:
+    """Read what is left; return the code of the close."""
+    with pytest.raises(ConnectionClosed):
+        await client.read_until_event("never")
+    return client.socket.close_code
+
+
+@pytest.mark.parametrize("packet_bytes", [320, 12_800, 400_000])
+async def test_tasks_one_after_the_other(packet_bytes: int) -> None:
+    """Each has its sentences, from 1; a connection between two of them takes nobody's place."""
+    with serving(max_sessions=1) as running:
+        async with task_client(running) as client:
+            for task_id in ("first", "second", "second"):
+                assert event_of(await client.run(task_id)) == ("task-started", task_id)
+                assert in_use(running) == 1
+                await client.speak(UTTERANCE * 2, packet_bytes)
+                last = await client.finish(task_id)
+                assert (event_of(last), last["payload"]["output"]) == (("task-finished", task_id), {})
+                await until(lambda: in_use(running) == 0)
+                assert running.services.pool.leases.count == 0
+            assert [(final["task"], final["sentence_id"]) for final in client.finals] == [
+                *(("first", 1), ("first", 2)),
+                *(("second", 1), ("second", 2)) * 2,
+            ]
+            assert all(final["text"] for final in client.finals)
+        assert client.socket.close_code == 1000
+
+
+async def test_a_task_may_be_asked_for_while_the_last_one_ends() -> None:
+    """Without waiting for `task-finished`: refused by name while the other runs, served after that."""
+    with serving() as running:
+        async with task_client(running) as client:
+            await client.run("first")
+            await client.speak(SPEECH)
+            await client.act("finish-task", "first")
+            answer = await client.run("second")
+            while answer["header"]["task_id"] != "second":
+                answer = await client.read_event()
+            if answer["header"]["event"] == "task-failed":
+                await client.read_until_event("task-finished")
+                answer = await client.run("second")
+            assert event_of(answer) == ("task-started", "second")
+            assert event_of(await client.finish("second")) == ("task-finished", "second")
+
+
+async def test_a_connection_that_is_not_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_websocket, "_UNUSED_S", 0.2)
+    with serving() as running:
+        async with task_client(running) as never, task_client(running) as client:
+            await client.run()
+            assert await closed(never) == 1000
+            with pytest.raises(TimeoutError):  # the task keeps it open
+                await asyncio.wait_for(client.read_event(), 0.5)
+            await client.finish()
+            assert await closed(client) == 1000
+
+
+@pytest.mark.parametrize("unheard", [b"", b"\0\0" * 100])
+async def test_a_task_without_speech_has_no_sentences(unheard: bytes) -> None:
+    with serving() as running:
+        async with task_client(running) as client:
+            await client.run()
+            await client.speak(unheard)
+            assert event_of(await client.finish())[0] == "task-finished"
+            assert client.finals == []
+
+
+async def test_a_full_server_says_so() -> None:
+    with serving(max_sessions=1) as running:
+        async with task_client(running) as first, task_client(running) as second:
+            await first.run()
+            assert code_of(await second.run()) == "Throttling"
+            assert await closed(second) == 1013
+            assert [event_of(frame)[0] for frame in second.frames] == ["task-failed"]
+            await first.speak(UTTERANCE)
+            assert event_of(await first.finish())[0] == "task-finished"
+            async with task_client(running) as third:
+                assert event_of(await third.run())[0] == "task-started"
+
+
+async def test_a_silent_task_is_told_and_closed() -> None:
+    with serving(idle_timeout_s=0.2) as running:
+        async with task_client(running) as client:
+            await client.run()
+            assert code_of(await client.read_event()) == "CLIENT_ERROR"
+            assert await closed(client) == 1008
+        await until(lambda: in_use(running) == 0)
+
+
+async def test_what_cannot_be_decoded_fails_after_what_was_heard() -> None:
+    """Nobody sends a word after it: the failure comes by itself."""
+    with serving(max_append_s=5) as running:
+        async with task_client(running) as client:
+            await client.run()
+            await client.speak(UTTERANCE)
+            await client.speak(UTTERANCE * 10, len(UTTERANCE) * 10)
+            assert code_of(await client.read_until_event("task-failed")) == "InvalidParameter"
+            assert await closed(client) == 1008
+            assert [final["sentence_id"] for final in client.finals] == [1]
+        await until(lambda: in_use(running) == 0)
+
+
+async def test_a_client_that_vanishes_leaves_nothing_behind() -> None:
+    engine = FakeEngine()
+    with serving(engine) as running:
+        async with task_client(running) as client:
+            await client.run()
+            await client.speak(SPEECH)
+            await until(lambda: engine.open_streams == 1)
+            client.socket.transport.abort()
+            await until(lambda: engine.open_streams == 0 and in_use(running) == 0)
+        async with task_client(running) as client:
+            await client.run()
+            await client.finish()
+            client.socket.transport.abort()
+
+
+async def test_a_server_that_shuts_down_tells_what_it_heard() -> None:
+    """And fails the task, as not all of it was heard; a connection without one is just closed."""
+    with serving() as running:
+        async with task_client(running) as client, task_client(running) as waiting:
+            await client.run()
+            await client.speak(SPEECH)
+            await client.read_until_event("result-generated")
+            running.server.should_exit = True
+            assert code_of(await client.read_until_event("task-failed")) == "ServiceUnavailable"
+            assert len(client.finals) == 1
+            await client.socket.wait_closed()
+            await waiting.socket.wait_closed()
+        await until(lambda: not running.thread.is_alive())
+    assert client.socket.close_code == 1001
+
+
+async def test_no_task_begins_while_the_server_shuts_down() -> None:
+    class Stuck(FakeEngine):
+        async def start(self) -> None:
+            self.gate = asyncio.Event()
+            await super().start()
+
+    with serving(Stuck(), shutdown_timeout_s=1) as running:
+        async with task_client(running) as held, task_client(running) as late:
+            await held.run()
+            await held.speak(UTTERANCE)
+            running.server.should_exit = True
+            await until(lambda: running.services.state == "draining")
+            assert code_of(await late.run()) == "ServiceUnavailable"
+            assert await closed(late) == 1001
+            assert code_of(await held.read_until_event("task-failed")) == "ServiceUnavailable"
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("not json", "InvalidParameter"),
+        (b"\x01\x02", "InvalidParameter"),
+        ("[" * 100_000, "InvalidParameter"),
+        ('{"header": {"task_id": "t", "action": "dance"}}', "InvalidParameter"),
+        ('{"header": {"task_id": "t", "action": "finish-task"}}', "InvalidParameter"),
+        ('{"header": {"task_id": "t", "action": "run-task"}, "payload": {"model": "nonesuch"}}', "Model.NotExist"),
+    ],
+    ids=["text", "audio", "deep", "action", "no such task", "no such model"],
+)
+async def test_what_is_no_task_is_told_and_closed(message: str | bytes, code: str) -> None:
+    with serving() as running:
+        async with task_client(running) as client:
+            await client.socket.send(message)
+            assert code_of(await client.read_event()) == code
+            assert await closed(client) == 1008
+        assert in_use(running) == 0
+        told = running.services.metrics.registry.get_sample_value("asr_errors_total", {"code": code})
+    assert told == 1
