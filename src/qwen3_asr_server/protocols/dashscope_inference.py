@@ -171,16 +171,15 @@ class DashscopeInference:
 
     def _continue(self, instruction: Instruction) -> None:
         task = self._running(instruction.task_id)
-        given = object_in(instruction.payload, "input")
-        if task is not None and not task.finishing and given.has("context"):
+        if task is not None and (given := object_in(instruction.payload, "input")).has("context"):
             task.options = task.options.with_context(given)
             self._commands.append(Configure(task.options.config))
 
     def _running(self, task_id: str) -> _Task | None:
-        """Return the task of an instruction; None if it has just ended, and the instruction comes too late."""
+        """Return the task of an instruction; None if it takes no more, and the instruction comes too late."""
         if task_id != self._last_id:
             raise InvalidEvent("No such task runs on this connection.", param="header.task_id")
-        return self._task
+        return None if self._task is None or self._task.finishing else self._task
 
     def _refuse(self, error: ClientError, task_id: str | None) -> None:
         """Fail what an error belongs to: the task that runs, or another one that then never begins."""
