@@ -179,15 +179,20 @@ class TestSecondTask:
         talk.is_over()
 
     @pytest.mark.parametrize("limit", [1, 3])
-    def test_too_many_of_them_end_the_connection(self, limit: int) -> None:
+    def test_too_many_of_them_end_the_first(self, limit: int) -> None:
+        """After what it has heard is told; those beyond the limit are not answered."""
         talk = running(max_errors=limit)
         for number in range(limit):
-            assert talk.close is None
             talk.runs(f"{OTHER}-{number}")
             talk.hears_failure("InvalidParameter", task_id=f"{OTHER}-{number}")
-        assert talk.close == Close(1008, "too many errors")
-        talk.says_raw(AUDIO)
-        talk.tells(*sentence(1, "one"))
+            talk.is_silent()
+        for _ in range(3):
+            talk.runs(OTHER)
+        talk.orders(Finish())
+        talk.tells(*sentence(1, "one"), Finished("one"))
+        talk.hears_sentence(sentence_id=1, text="one", sentence_end=True)
+        talk.hears_failure("InvalidParameter", "There were too many errors on this connection.")
+        assert talk.close is not None
         talk.is_silent()
 
 

@@ -53,6 +53,8 @@ class _Task:
     """Sentences of which something was told."""
     finishing: bool = False
     """No more audio is taken."""
+    refusals: int = 0
+    """Errors about other tasks meanwhile."""
     failure: AsrServerError | None = None
     """What is told in place of `task-finished`."""
 
@@ -74,7 +76,6 @@ class DashscopeInference:
         self._close: Close | None = None
         self._task: _Task | None = None
         self._last_id = ""
-        self._refusals = 0
 
     @property
     def close_expected(self) -> Close | None:
@@ -189,10 +190,11 @@ class DashscopeInference:
         elif task_id in (None, task.id):
             self._fail(error, task)
         else:
-            self._refusals += 1
-            self._tell_failure(error, task_id)
-            if self._refusals >= self._limits.max_errors:
-                self._close = Close(1008, "too many errors")
+            task.refusals += 1
+            if task.refusals <= self._limits.max_errors:
+                self._tell_failure(error, task_id)
+            else:
+                self._fail(InvalidEvent("There were too many errors on this connection."), task)
 
     def _fail(self, error: AsrServerError, task: _Task) -> None:
         """Let a task end with an error, after what it has heard is told."""
