@@ -15,7 +15,8 @@ from websockets.exceptions import ConnectionClosed
 from qwen3_asr_server.audio.decoder import StreamDecoder
 from qwen3_asr_server.audio.timeline import Timeline
 from qwen3_asr_server.domain import Hypothesis, Samples, StepKind
-from qwen3_asr_server.frontends._websocket import new_id, serve_websocket
+from qwen3_asr_server.frontends._ids import new_id
+from qwen3_asr_server.frontends._websocket import serve_websocket
 from qwen3_asr_server.messages import Command, Event, Finished
 from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols.dashscope_realtime import DashscopeRealtime

@@ -15,9 +15,11 @@ from qwen3_asr_server.domain import SAMPLE_RATE, Samples
 Subtype = Literal["u8", "s16le", "s24le", "s32le", "f32le", "f64le", "alaw", "mulaw"]
 SUBTYPES: tuple[Subtype, ...] = get_args(Subtype)
 
+Framed = Literal["mp3", "aac", "amr"]
+
 Sliced = TypeVar("Sliced", bytes, Samples)
 
-_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
 def tone(frequency: float, seconds: float, rate: int = SAMPLE_RATE, amplitude: float = 0.5) -> Samples:
@@ -72,6 +74,30 @@ def ogg_opus(samples: Samples, rate: int = SAMPLE_RATE, channels: int = 1, page_
     return _container("ogg", "libopus", "s16", samples, rate, channels, {"page_duration": str(page_ms * 1000)})
 
 
+def framed(
+    codec: Framed,
+    samples: Samples,
+    rate: int = SAMPLE_RATE,
+    channels: int = 1,
+    bit_rate: int = 64_000,
+    codec_options: dict[str, str] | None = None,
+) -> bytes:
+    """Return a file whose frames stand one behind the other; MP3 has a tag and an index in front.
+
+    Args:
+        codec: of the frames.
+        samples: float32 [n] in [-1, 1], repeated on every channel; or [n, channels].
+        rate: Hz; 8000 for AMR.
+        channels: 1, 2, 6 or 8; 1 for AMR.
+        bit_rate: bits a second; AMR has some of its own, 4750 to 12200.
+        codec_options: of FFmpeg's encoder.
+    """
+    container, encoder = {"mp3": ("mp3", "libmp3lame"), "aac": ("adts", "aac"), "amr": ("amr", "libopencore_amrnb")}[
+        codec
+    ]
+    return _container(container, encoder, "s16", samples, rate, channels, None, bit_rate, codec_options)
+
+
 def wav_bytes(samples: Samples, rate: int = SAMPLE_RATE, channels: int = 1, subtype: Subtype = "s16le") -> bytes:
     """Return a WAV file as FFmpeg writes it: with a LIST chunk, and extensible where the format needs it.
 
@@ -103,10 +129,14 @@ def _container(
     rate: int,
     channels: int,
     options: dict[str, str] | None = None,
+    bit_rate: int | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> bytes:
     file = BytesIO()
     with av.open(file, "w", format=kind, options=options or {}) as container:
-        stream = container.add_stream(codec, rate=rate, layout=_LAYOUTS[channels])
+        stream = container.add_stream(codec, rate=rate, layout=_LAYOUTS[channels], options=codec_options)
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         if len(samples):
             container.mux(stream.encode(_frame(samples, rate, channels, frame_format)))
         container.mux(stream.encode(None))

@@ -6,11 +6,12 @@ message and every command must be accounted for: a test ends with `is_silent`.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from qwen3_asr_server.messages import Command, Configure, Event
 from qwen3_asr_server.protocols import load_protocol
-from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake
+from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, Offers
 
 VENDOR_MODEL = "qwen3-asr-flash-realtime"
 
@@ -32,16 +33,61 @@ def capabilities(**changes: Any) -> Capabilities:
     return Capabilities(**offered)
 
 
-class Conversation:
-    """One connection, seen from both sides."""
+class Dialogue:
+    """One connection of any protocol whose messages are JSON objects, seen from both sides."""
 
-    def __init__(self, model: str | None = VENDOR_MODEL, *, greeted: bool = True, **changes: Any) -> None:
-        query = {} if model is None else {"model": model}
-        handshake = Handshake(query=query)
-        offered = capabilities(**changes)
-        self.protocol = load_protocol("dashscope_realtime")(handshake, lambda _: offered, CountingIds())
+    def __init__(self, protocol: str, query: Mapping[str, str], offers: Offers) -> None:
+        self.protocol: Any = load_protocol(protocol)(Handshake(query=query), offers, CountingIds())
         self._heard: list[dict[str, Any]] = []
         self._ordered: list[Command] = []
+
+    def says_raw(self, message: str | bytes) -> None:
+        """The client sends a message of any kind."""
+        self.protocol.receive(self.protocol.parse(message))
+
+    def tells(self, *events: Event) -> None:
+        """The session reports events."""
+        for event in events:
+            self.protocol.send_event(event)
+
+    def hears_next(self) -> dict[str, Any]:
+        """Return the client's next message."""
+        self._collect()
+        assert self._heard, "the client hears nothing more"
+        return self._heard.pop(0)
+
+    def orders(self, *commands: Command) -> None:
+        """The next commands to the session are these."""
+        self._collect()
+        expected, self._ordered = self._ordered[: len(commands)], self._ordered[len(commands) :]
+        assert expected == list(commands)
+
+    @property
+    def close(self) -> Close | None:
+        """How the protocol wants the connection to end."""
+        end: Close | None = self.protocol.close_expected
+        return end
+
+    def is_silent(self) -> None:
+        """Neither side has anything more to take in."""
+        self._collect()
+        assert self._heard == []
+        assert self._ordered == []
+
+    def _collect(self) -> None:
+        for message in self.protocol.messages_to_send():
+            assert isinstance(message, str)
+            message.encode("utf-8")
+            self._heard.append(json.loads(message, parse_constant=_refuse))
+        self._ordered += self.protocol.commands_received()
+
+
+class Conversation(Dialogue):
+    """A client of the realtime protocol."""
+
+    def __init__(self, model: str | None = VENDOR_MODEL, *, greeted: bool = True, **changes: Any) -> None:
+        offered = capabilities(**changes)
+        super().__init__("dashscope_realtime", {} if model is None else {"model": model}, lambda _: offered)
         if greeted:
             self.hears("session.created")
 
@@ -49,18 +95,9 @@ class Conversation:
         """The client sends an event."""
         self.says_raw(json.dumps({"type": type} | fields))
 
-    def says_raw(self, message: str | bytes) -> None:
-        """The client sends a message of any kind."""
-        self.protocol.receive(self.protocol.parse(message))
-
     def updates(self, **session: Any) -> None:
         """The client sends `session.update`."""
         self.says("session.update", session=session)
-
-    def tells(self, *events: Event) -> None:
-        """The session reports events."""
-        for event in events:
-            self.protocol.send_event(event)
 
     def hears(self, type: str, **fields: Any) -> dict[str, Any]:
         """The client's next message has this type and at least these fields; return it whole."""
@@ -68,12 +105,6 @@ class Conversation:
         assert message["type"] == type, message
         assert {name: message.get(name) for name in fields} == fields
         return message
-
-    def hears_next(self) -> dict[str, Any]:
-        """Return the client's next message."""
-        self._collect()
-        assert self._heard, "the client hears nothing more"
-        return self._heard.pop(0)
 
     def hears_error(self, code: str, *, param: str | None = None, event_id: str | None = None) -> dict[str, Any]:
         """The client's next message is an error it can mend; return its `error` object."""
@@ -87,26 +118,9 @@ class Conversation:
         self.orders_config()
         return self.hears("session.updated")["session"]
 
-    def orders(self, *commands: Command) -> None:
-        """The next commands to the session are these."""
-        self._collect()
-        expected, self._ordered = self._ordered[: len(commands)], self._ordered[len(commands) :]
-        assert expected == list(commands)
-
     def orders_config(self) -> None:
         """The next command configures the session as the protocol says it is configured."""
         self.orders(Configure(self.protocol.config))
-
-    @property
-    def close(self) -> Close | None:
-        """How the protocol wants the connection to end."""
-        return self.protocol.close_expected
-
-    def is_silent(self) -> None:
-        """Neither side has anything more to take in."""
-        self._collect()
-        assert self._heard == []
-        assert self._ordered == []
 
     def is_alive(self) -> None:
         """The session can still be used."""
@@ -114,13 +128,6 @@ class Conversation:
         self.updates()
         self.hears_session()
         self.is_silent()
-
-    def _collect(self) -> None:
-        for message in self.protocol.messages_to_send():
-            assert isinstance(message, str)
-            message.encode("utf-8")
-            self._heard.append(json.loads(message, parse_constant=_refuse))
-        self._ordered += self.protocol.commands_received()
 
 
 def _refuse(name: str) -> None:

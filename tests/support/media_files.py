@@ -39,6 +39,7 @@ KINDS = (
     Kind("mp3", "mp3", "libmp3lame", 44_100, channels=2),
     Kind("mp3-8k", "mp3", "libmp3lame", 8_000),
     Kind("m4a", "ipod", "aac", 44_100, channels=2),
+    Kind("m4a-surround", "ipod", "aac", 48_000, channels=8),
     Kind("m4a-alac", "ipod", "alac", 16_000),
     Kind("aac", "adts", "aac", 44_100),
     Kind("flac", "flac", "flac", 48_000, channels=2),
@@ -56,7 +57,7 @@ KINDS = (
     Kind("flv-video", "flv", "aac", 44_100, video=True),
 )
 
-_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _FRAME = 1_000
 
 

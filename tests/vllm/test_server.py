@@ -6,10 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
+from pathlib import Path
 
 import jiwer
 import numpy as np
 import pytest
+from dashscope.audio.asr import Recognition
 from dashscope.audio.qwen_omni.omni_realtime import TranscriptionParams
 from websockets.exceptions import ConnectionClosedError
 
@@ -146,6 +148,26 @@ def test_words_come_only_when_asked_for(server: ServerProcess) -> None:
         send(client, pcm)
         client.end_session(timeout=60)
     assert not {"words", "confidence"} & recorder.all_of(COMPLETED)[0].keys()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_file_as_a_task(server: ServerProcess, language: str, tmp_path: Path) -> None:
+    """`Recognition.call`: a sentence for each clip, all of whose words have times within it and in order."""
+    clips, pcm = talk(language)
+    (tmp_path / "talk.pcm").write_bytes(pcm)
+    asked = {"format": "pcm", "sample_rate": RATE, "language_hints": [language], "max_sentence_silence": 800}
+    client = Recognition(model="fun-asr-realtime", callback=None, **asked)
+    where = {"base_address": f"ws://127.0.0.1:{server.port}/api-ws/v1/inference", "api_key": "any"}
+    sentences = client.call(str(tmp_path / "talk.pcm"), **where).get_sentence()
+    assert [sentence["sentence_id"] for sentence in sentences] == list(range(1, len(clips) + 1))
+    assert error_rate(clips, [sentence["text"] for sentence in sentences]) < 0.2
+    for sentence in sentences:
+        words = sentence["words"]
+        written = "".join(word["text"] + word["punctuation"] for word in words)
+        assert written == sentence["text"].replace(" ", "") != ""
+        times = [time for word in words for time in (word["begin_time"], word["end_time"])]
+        assert times == sorted(times)
+        assert sentence["begin_time"] - 300 <= times[0] < times[-1] <= sentence["end_time"] + 300
 
 
 def test_silence_has_no_items(server: ServerProcess) -> None:

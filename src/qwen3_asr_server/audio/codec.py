@@ -17,6 +17,9 @@ from qwen3_asr_server.audio.resample import MAX_RATE, MIN_RATE
 from qwen3_asr_server.errors import InvalidAudio
 
 _S16_SCALE: Final = np.float32(2**15)
+_MAX_CHANNELS: Final = 7
+"""PyAV reads the planes of a frame up to the first empty place, and behind the eighth there is none: with eight
+channels or more it reads memory that is not the frame's, which ends the process."""
 
 
 class Codec:
@@ -50,7 +53,7 @@ class Codec:
             Blocks of (rate in Hz, float32 [n], mono, in [-1, 1], finite), in order; almost always one.
 
         Raises:
-            InvalidAudio: these bytes are no packet; the next one is read as usual.
+            InvalidAudio: these bytes are no packet, or one with eight channels or more; the next one is read as usual.
         """
         try:
             if self._context is None:
@@ -75,6 +78,8 @@ def _mono(frame: av.AudioFrame) -> Waveform:
     """Mix a frame of any layout down by its mean; what is too loud is clipped, and NaN becomes silence."""
     if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
         raise InvalidAudio(f"unsupported sample rate: {frame.sample_rate} Hz")
+    if not 1 <= frame.layout.nb_channels <= _MAX_CHANNELS:
+        raise InvalidAudio(f"unsupported number of channels: {frame.layout.nb_channels}")
     stored = frame.to_ndarray()
     channels = stored if frame.format.is_planar else stored.reshape(-1, frame.layout.nb_channels).T
     samples = channels.astype(np.float32)

@@ -16,7 +16,8 @@ from typing import Final, Protocol
 from qwen3_asr_server.errors import InvalidAudio
 
 MAX_JUNK_BYTES: Final = 64 * 1024
-"""Bytes in a row that are no frame, before the stream is given up: 4 s of MP3 at 128 kbit/s."""
+"""Bytes that are no frame, in excess of those of frames behind them, before the stream is given up: as much as 4 s of
+MP3 at 128 kbit/s. To search them takes up to 1 µs a byte."""
 
 
 class Framer(Protocol):
@@ -53,6 +54,8 @@ class Syntax:
 
     name: str
     codec: str
+    may_begin: re.Pattern[bytes]
+    """Matches where a header or a tag may stand, also if only its first byte has come."""
     header_bytes: int
     frame_bytes: Callable[[bytes], int]
     """Size of the frame with this header; 0 where it is none."""
@@ -98,7 +101,7 @@ class SyncFramer:
                 elif size:
                     frame = bytes(self._buffer[at : at + size])
                     at += size
-                    self._synced, self._junk_bytes = True, 0
+                    self._synced, self._junk_bytes = True, max(0, self._junk_bytes - size)
                     if not any(frame.startswith(mark, place) for place, mark in self._syntax.index_marks):
                         yield frame
                 else:
@@ -107,7 +110,7 @@ class SyncFramer:
             del self._buffer[:at]
         if self.broken:
             self._buffer.clear()
-            raise InvalidAudio(f"no {self._syntax.name} frame in {MAX_JUNK_BYTES // 1024} KiB")
+            raise InvalidAudio(f"{MAX_JUNK_BYTES // 1024} KiB that are not {self._syntax.name}")
 
     def _frame_bytes(self, at: int, end: bool) -> int | None:
         """Return the size of the frame at `at`; 0 where none is, None while that is not known or it is not complete."""
@@ -135,7 +138,7 @@ class SyncFramer:
     def _pass_over_junk(self, at: int) -> int:
         """Return the next place where a frame or a tag may begin."""
         self._synced = False
-        found = _MAY_BEGIN.search(self._buffer, at + 1)
+        found = self._syntax.may_begin.search(self._buffer, at + 1)
         to = found.start() if found else len(self._buffer)
         self._junk_bytes += to - at
         self.broken = self._junk_bytes > MAX_JUNK_BYTES
@@ -196,7 +199,6 @@ class AmrFramer:
 
 
 _SYNC: Final = 0xFF
-_MAY_BEGIN: Final = re.compile(rb"[\xffIA]")
 _ID3: Final = b"ID3"
 _APE: Final = b"APETAGEX"
 _ID3_HEADER_BYTES: Final = 10
@@ -248,5 +250,20 @@ def _adts_frame_bytes(head: bytes) -> int:
     return size
 
 
-MP3: Final = Syntax("MP3", "mp3float", 4, _mp3_frame_bytes, 0xFFFE_0C00, _MP3_INDEX_MARKS)
-ADTS: Final = Syntax("AAC (ADTS)", "aac", 7, _adts_frame_bytes, 0xFFFE_FC00)
+MP3: Final = Syntax(
+    name="MP3",
+    codec="mp3float",
+    may_begin=re.compile(rb"\xff(?:[\xe2\xe3\xf2\xf3\xfa\xfb]|\Z)|I(?:D|\Z)|A(?:P|\Z)"),
+    header_bytes=4,
+    frame_bytes=_mp3_frame_bytes,
+    same=0xFFFE_0C00,
+    index_marks=_MP3_INDEX_MARKS,
+)
+ADTS: Final = Syntax(
+    name="AAC (ADTS)",
+    codec="aac",
+    may_begin=re.compile(rb"\xff(?:[\xf0\xf1\xf8\xf9]|\Z)|I(?:D|\Z)|A(?:P|\Z)"),
+    header_bytes=7,
+    frame_bytes=_adts_frame_bytes,
+    same=0xFFFE_FC00,
+)

@@ -64,7 +64,7 @@ def refusal(container: Container, announced: AudioEncoding) -> str:
             assert_never(announced)
     match container:
         case Container.MP3 | Container.AMR:
-            hint = f" Where the protocol has a format {container.name.lower()}, it has to be announced."
+            hint = f" Where the protocol has a format {container.name.lower()}, announce that."
         case Container.MP4:
             hint = " MP4 and M4A files can be sent as recordings only."
         case _:

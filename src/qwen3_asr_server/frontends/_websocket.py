@@ -11,8 +11,6 @@ means the session's. Called by `_app` for each connection, behind access control
 import asyncio
 import contextlib
 import logging
-import secrets
-import string
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from qwen3_asr_server.errors import InternalError, Overloaded
 from qwen3_asr_server.frontends._errors import error_response
+from qwen3_asr_server.frontends._ids import new_id
 from qwen3_asr_server.logs import session_context
 from qwen3_asr_server.messages import Closing, Command, Disconnect, Event, Partial
 from qwen3_asr_server.protocols._base import Close, Handshake, Offers, ServerProtocol, SessionRequest
@@ -35,10 +34,6 @@ _PARSE_ON_WORKER_BYTES: Final = 256 * 1024
 _TURN_S: Final = 0.002
 """Work of one client's reader after which all others have their turn: messages that wait in uvicorn's queue are
 handed out without any suspension."""
-_ID_LENGTH: Final = 21
-_ID_CHARACTERS: Final = (string.ascii_letters + string.digits).encode()
-_ID_TABLE: Final = bytes(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in range(256))
-
 _SLOW: Final = Close(1013, "the client reads too slowly")
 _FAULT: Final = Close(1011, "internal error")
 _UNUSED: Final = Close(1000, "nothing was asked for")
@@ -69,11 +64,6 @@ async def serve_websocket(
             return
         await websocket.accept()
         await _Connection(websocket, protocol, services).serve(first)
-
-
-def new_id(prefix: str) -> str:
-    """Return `prefix` and 21 random letters and digits, 124 bits."""
-    return prefix + secrets.token_bytes(_ID_LENGTH).translate(_ID_TABLE).decode("ascii")
 
 
 class _Connection:

@@ -53,6 +53,8 @@ class _Task:
     """Sentences of which something was told."""
     finishing: bool = False
     """No more audio is taken."""
+    refusals: int = 0
+    """Errors about other tasks meanwhile."""
     failure: AsrServerError | None = None
     """What is told in place of `task-finished`."""
 
@@ -74,7 +76,6 @@ class DashscopeInference:
         self._close: Close | None = None
         self._task: _Task | None = None
         self._last_id = ""
-        self._refusals = 0
 
     @property
     def close_expected(self) -> Close | None:
@@ -171,16 +172,15 @@ class DashscopeInference:
 
     def _continue(self, instruction: Instruction) -> None:
         task = self._running(instruction.task_id)
-        given = object_in(instruction.payload, "input")
-        if task is not None and not task.finishing and given.has("context"):
+        if task is not None and (given := object_in(instruction.payload, "input")).has("context"):
             task.options = task.options.with_context(given)
             self._commands.append(Configure(task.options.config))
 
     def _running(self, task_id: str) -> _Task | None:
-        """Return the task of an instruction; None if it has just ended, and the instruction comes too late."""
+        """Return the task of an instruction; None if it takes no more, and the instruction comes too late."""
         if task_id != self._last_id:
             raise InvalidEvent("No such task runs on this connection.", param="header.task_id")
-        return self._task
+        return None if self._task is None or self._task.finishing else self._task
 
     def _refuse(self, error: ClientError, task_id: str | None) -> None:
         """Fail what an error belongs to: the task that runs, or another one that then never begins."""
@@ -190,10 +190,11 @@ class DashscopeInference:
         elif task_id in (None, task.id):
             self._fail(error, task)
         else:
-            self._refusals += 1
-            self._tell_failure(error, task_id)
-            if self._refusals >= self._limits.max_errors:
-                self._close = Close(1008, "too many errors")
+            task.refusals += 1
+            if task.refusals <= self._limits.max_errors:
+                self._tell_failure(error, task_id)
+            else:
+                self._fail(InvalidEvent("There were too many errors on this connection."), task)
 
     def _fail(self, error: AsrServerError, task: _Task) -> None:
         """Let a task end with an error, after what it has heard is told."""

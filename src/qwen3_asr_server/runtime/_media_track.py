@@ -53,6 +53,10 @@ _WAV_CHUNKS: Final = 100
 _ENDLESS_BYTES: Final = 0x7FFF_0000
 """A larger size in a WAV header stands for one that was not known."""
 
+_PLANES: Final = 8
+"""PyAV looks for a frame's planes up to the first empty place, and behind the eighth there is none: it would read
+memory that is not the frame's. Frames with so many go through a format that has one plane."""
+
 PATIENCE_PACKETS: Final = 1_000
 """So many packets without any sound: this is no audio."""
 
@@ -259,6 +263,8 @@ def _silence(length_s: float, rate: int) -> Iterator[Planes]:
 
 def planes_of(frame: Any) -> Planes:
     """Return a decoded frame as float32 [channels, n] in [-1, 1], finite."""
+    if frame.format.is_planar and frame.layout.nb_channels >= _PLANES:
+        (frame,) = av.AudioResampler(format="flt").resample(frame)
     values: npt.NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T

@@ -13,6 +13,7 @@ HEADS = {
     Container.MP3: b"ID3\x04\0\0\0\0\x01\x76",
     Container.WEBM: b"\x1aE\xdf\xa3\x01\0\0\0",
     Container.MP4: MP4,
+    Container.AMR: b"#!AMR-WB\n",
 }
 
 
@@ -28,6 +29,7 @@ HEADS = {
         (b"Ogg", None),
         (b"\0\0\0\x20fty", None),
         (b"ID3\x04", None),
+        (b"#!AM", None),
         (b"\x01", Container.NONE),
         (b"RIX", Container.NONE),
         (b"RIFF\x01\x02\x03\x04AVI ", Container.NONE),

@@ -1,4 +1,5 @@
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from qwen3_asr_server.audio.pcm import encode_s16le
 from qwen3_asr_server.domain import AudioEncoding, AudioFormat, Samples
 from qwen3_asr_server.errors import InvalidAudio
 from support import speech
-from support.audio_files import chirp, cut, ogg_opus, opus_packets, tone, wav_bytes
+from support.audio_files import chirp, cut, framed, ogg_opus, opus_packets, tone, wav_bytes
 
 PCM = AudioFormat()
 OPUS = AudioFormat(AudioEncoding.OPUS)
+MP3, AAC = AudioFormat(AudioEncoding.MP3), AudioFormat(AudioEncoding.AAC)
+AMR, SPEEX = AudioFormat(AudioEncoding.AMR), AudioFormat(AudioEncoding.SPEEX)
+SPEEX_FILE = (Path(__file__).resolve().parents[2] / "data" / "formats" / "en-00.spx").read_bytes()
 
 
 def decoded(audio_format: AudioFormat, *pieces: bytes) -> Samples:
@@ -47,6 +51,13 @@ STREAMS = {
     "WAV header, then samples": (PCM, wav_bytes(chirp(0.1)) + encode_s16le(chirp(0.2))),
     "WAV header 24 bits, odd, then samples": (PCM, wav_bytes(chirp(0.1)[:-1], subtype="s24le") + bytes(3 * 999)),
     "Ogg": (OPUS, ogg_opus(chirp(0.3), page_ms=60)),
+    "Ogg Speex": (SPEEX, SPEEX_FILE),
+    "Ogg Opus, then Speex": (SPEEX, ogg_opus(chirp(0.1)) + SPEEX_FILE),
+    "MP3": (MP3, framed("mp3", chirp(0.3, 44_100), 44_100, 2)),
+    "AAC": (AAC, framed("aac", chirp(0.3))),
+    "AMR": (AMR, framed("amr", chirp(0.3, 8_000), 8_000, bit_rate=12_200)),
+    "WAV announced as MP3": (MP3, wav_bytes(chirp(0.1))),
+    "Ogg announced as AMR": (AMR, ogg_opus(chirp(0.3), page_ms=60)),
 }
 
 
@@ -125,9 +136,14 @@ def test_an_empty_message_within_a_stream_is_no_packet() -> None:
     assert len(decoder.decode(second)) > 0
 
 
+FRAMED = {name: STREAMS[name] for name in ("MP3", "AAC", "AMR")}
+
+
 @pytest.mark.parametrize(("audio_format", "data"), STREAMS.values(), ids=STREAMS)
 def test_a_header_begins_a_new_stream_after_flush_and_drop(audio_format: AudioFormat, data: bytes) -> None:
     decoder = StreamDecoder(audio_format)
+    if data == FRAMED["AAC"][1]:
+        data = b"ID3\4\0\0\0\0\0\0" + data  # without a tag, it goes on: see below
     expected = decoded(audio_format, data)
     decoder.decode(data[: len(data) // 2])
     decoder.drop()
@@ -206,6 +222,10 @@ LONG = {
     "WAV stereo 44.1 kHz": (PCM, wav_bytes(chirp(1, 44_100, high=600), 44_100, 2, "s24le")),
     "Ogg": (OPUS, ogg_opus(chirp(1, high=600), page_ms=60)),
     "Ogg announced as pcm": (PCM, ogg_opus(chirp(1, high=600), page_ms=60)),
+    "MP3": (MP3, framed("mp3", chirp(1, 44_100, high=600), 44_100, 2)),
+    "AAC": (AAC, b"ID3\4\0\0\0\0\0\0" + framed("aac", chirp(1, high=600))),
+    "AMR": (AMR, framed("amr", chirp(1, 8_000, high=600), 8_000, bit_rate=12_200)),
+    "Speex": (SPEEX, SPEEX_FILE),
 }
 
 
@@ -225,7 +245,9 @@ def test_a_container_goes_on_behind_the_end_of_an_item(name: str, ends: list[int
     decoder = StreamDecoder(audio_format)
     parts = []
     for item in cut(data, ends):
-        parts += [*map(decoder.decode, cut(item, cuts)), decoder.flush()]
+        parts += map(decoder.decode, cut(item, cuts))
+        with suppress(InvalidAudio):  # no frame has come so far
+            parts.append(decoder.flush())
     heard = np.concatenate(parts)
     assert abs(len(heard) - len(whole)) <= len(ends)
     count = min(len(heard), len(whole))
@@ -273,7 +295,11 @@ def test_every_item_may_be_a_file_of_its_own_however_cut(audio_format: AudioForm
 
 def decoded_items(audio_format: AudioFormat, items: list[list[bytes]]) -> list[Samples]:
     decoder = StreamDecoder(audio_format)
-    return [np.concatenate([*map(decoder.decode, pieces), decoder.flush()]) for pieces in items]
+    return [decoded_item(decoder, *pieces) for pieces in items]
+
+
+def decoded_item(decoder: StreamDecoder, *pieces: bytes) -> Samples:
+    return np.concatenate([*map(decoder.decode, pieces), decoder.flush()])
 
 
 FOREIGN = {
@@ -282,6 +308,48 @@ FOREIGN = {
     "WebM": b"\x1aE\xdf\xa3\x9fB\x86\x81" + bytes(100),
     "MP4": b"\0\0\0\x20ftypM4A " + bytes(100),
 }
+
+
+@pytest.mark.parametrize(("audio_format", "data"), FRAMED.values(), ids=FRAMED)
+def test_frames_of_the_next_item_need_no_header(audio_format: AudioFormat, data: bytes) -> None:
+    headless = data.removeprefix(b"#!AMR\n") if audio_format is AMR else data
+    samples = decoded_items(audio_format, [[data], [headless], [data[:9], data[9:]]])
+    assert max(map(len, samples)) - min(map(len, samples)) <= 1
+
+
+@pytest.mark.parametrize(("audio_format", "data"), FRAMED.values(), ids=FRAMED)
+def test_junk_under_the_name_of_a_codec_is_refused_at_the_end_at_least(audio_format: AudioFormat, data: bytes) -> None:
+    decoder = StreamDecoder(audio_format)
+    for junk in (b"\0", b"not audio"):
+        with pytest.raises(InvalidAudio):
+            decoded_item(decoder, junk)
+        decoder.drop()
+    np.testing.assert_array_equal(np.concatenate([decoder.decode(data), decoder.flush()]), decoded(audio_format, data))
+
+
+@pytest.mark.parametrize("data", [bytes(2), bytes(500), b"Speex   " + bytes(72)])
+def test_speex_has_to_come_in_ogg(data: bytes) -> None:
+    decoder = StreamDecoder(SPEEX)
+    with pytest.raises(InvalidAudio, match="Speex, which has to come in Ogg"):
+        decoded_item(decoder, data)
+    assert len(decoder.decode(SPEEX_FILE)) > 16_000
+
+
+@pytest.mark.parametrize(
+    ("audio_format", "data", "told"),
+    [
+        (PCM, FRAMED["MP3"][1], "Where the protocol has a format mp3, announce that"),
+        (OPUS, FRAMED["AMR"][1], "looks like an AMR file.* Where the protocol has a format amr, announce that"),
+        (AAC, b"\0\0\0\x20ftypM4A ", "looks like an MP4 file. Send AAC as ADTS frames.* as recordings only"),
+        (AAC, FRAMED["AMR"][1], "Send AAC as ADTS frames"),
+        (MP3, b"fLaC" + bytes(50), "looks like a FLAC file. Send MP3 as announced"),
+        (AMR, FRAMED["MP3"][1], "looks like an MP3 file. Send AMR as announced"),
+        (SPEEX, FRAMED["MP3"][1], "looks like an MP3 file. Send Speex in Ogg"),
+    ],
+)
+def test_what_else_may_be_sent_is_told(audio_format: AudioFormat, data: bytes, told: str) -> None:
+    with pytest.raises(InvalidAudio, match=told):
+        StreamDecoder(audio_format).decode(data)
 
 
 @pytest.mark.parametrize("audio_format", [PCM, OPUS], ids=["pcm", "opus"])
@@ -365,7 +433,7 @@ def test_too_much_in_one_message_is_refused_whole(audio_format: AudioFormat, dat
 
 @pytest.mark.parametrize(
     ("audio_format", "size", "heavy"),
-    [(PCM, HEAVY_BYTES, False), (PCM, HEAVY_BYTES + 1, True), (OPUS, 1, True)],
+    [(PCM, HEAVY_BYTES, False), (PCM, HEAVY_BYTES + 1, True), (OPUS, 1, True), (MP3, 1, True), (SPEEX, 1, True)],
 )
 def test_heavy_work_is_announced(audio_format: AudioFormat, size: int, heavy: bool) -> None:
     assert StreamDecoder(audio_format).is_heavy(bytes(size)) is heavy
@@ -382,11 +450,11 @@ def test_ogg_is_heavy_under_any_name() -> None:
 
 
 @given(
-    audio_format=st.sampled_from([PCM, OPUS, AudioFormat(sample_rate=8_000)]),
+    audio_format=st.sampled_from([PCM, OPUS, AudioFormat(sample_rate=8_000), MP3, AAC, AMR, SPEEX]),
     messages=st.lists(
         st.builds(
             bytes.__add__,
-            st.sampled_from([b"", b"RIFF\0\0\0\0WAVE", b"OggS\0\2", BAD_WAV[:20]]),
+            st.sampled_from([b"", b"RIFF\0\0\0\0WAVE", b"OggS\0\2", BAD_WAV[:20], b"#!AMR\n", b"\xff\xf1\x50\x80"]),
             st.binary(max_size=90),
         ),
         max_size=8,
@@ -398,7 +466,9 @@ def test_garbage_is_sound_or_refused(audio_format: AudioFormat, messages: list[b
     for message in messages:
         with suppress(InvalidAudio):
             parts.append(decoder.decode(message))
-    samples = np.concatenate([*parts, decoder.flush()])
+    with suppress(InvalidAudio):
+        parts.append(decoder.flush())
+    samples = np.concatenate(parts)
     assert samples.dtype == np.float32
     assert np.isfinite(samples).all()
     assert np.abs(samples).max(initial=0) <= 1
