@@ -158,6 +158,16 @@ class TestResults:
         }
         talk.is_silent()
 
+    def test_words_stay_within_their_sentence(self) -> None:
+        """Its begin was told before they were known, and it is heard from a little earlier on."""
+        talk = running()
+        words = [Word("Hello", 0, 1_600), Word("big", 1_600, 8_000), Word("world", 8_000, 20_000)]
+        talk.tells(SpeechStarted(1, 3_200), SpeechStopped(1, 16_000), Final(1, "Hello big world.", "en", words))
+        sentence = talk.hears("result-generated")["output"]["sentence"]
+        times = [(word["begin_time"], word["end_time"]) for word in sentence["words"]]
+        assert times == [(200, 200), (200, 500), (500, 1000)]
+        assert (sentence["begin_time"], sentence["end_time"]) == (200, 1000)
+
     @pytest.mark.parametrize("words", [None, []])
     def test_an_engine_without_word_times_has_none(self, words: list[Word] | None) -> None:
         talk = running()

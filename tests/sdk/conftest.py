@@ -1,6 +1,7 @@
 """One real server for all tests here, and only those tests that the installed SDK has something for."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -82,6 +83,9 @@ def pointed_at_tasks(server: ServerProcess) -> Iterator[None]:
         patch.setattr(dashscope, "api_key", "sk-test")
         patch.setenv("NO_PROXY", "127.0.0.1")
         yield
+    for thread in threading.enumerate():
+        if thread.name == "iter_async_thread":  # the SDK's, about to close its loop if its version does so
+            thread.join(10)
     for loop in opened:
         loop.close()
 
