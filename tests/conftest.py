@@ -18,6 +18,7 @@ IN_CI = bool(os.environ.get("CI"))
 
 def pytest_configure() -> None:
     sys.addaudithook(_stay_on_this_machine)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # servers of tests are not behind anybody's proxy
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts what runs in its background so, and every program that a test starts would be deaf to Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)

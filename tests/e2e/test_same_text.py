@@ -85,10 +85,9 @@ def by_job(server: ServerProcess) -> str:
 
 def by_task(server: ServerProcess) -> str:
     """Return what `Recognition.call` of the SDK makes of the clip."""
-    url = f"ws://127.0.0.1:{server.port}/api-ws/v1/inference"
     asked = {"format": "wav", "sample_rate": speech.RATE, "max_sentence_silence": 800}
     client = Recognition(model="fun-asr-realtime", callback=None, **asked)
-    result = client.call(str(CLIP.path), base_address=url, api_key="none")
+    result = client.call(str(CLIP.path), base_address=server.inference_url, api_key="none")
     return " ".join(sentence["text"] for sentence in result.get_sentence())
 
 

@@ -63,7 +63,6 @@ def pointed(recordings: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> Non
     """Point the SDK's first generation at the server for recordings."""
     monkeypatch.setattr(dashscope, "base_http_api_url", recordings.base_url)
     monkeypatch.setattr(dashscope, "api_key", recordings.key)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,6 @@ def pointed_at_tasks(server: ServerProcess) -> Iterator[None]:
         patch.setattr(policy, "new_event_loop", new_event_loop)
         patch.setattr(dashscope, "base_websocket_api_url", server.inference_url)
         patch.setattr(dashscope, "api_key", "sk-test")
-        patch.setenv("NO_PROXY", "127.0.0.1")
         yield
     for thread in threading.enumerate():
         if thread.name == "iter_async_thread":  # the SDK's, about to close its loop if its version does so
@@ -91,11 +89,9 @@ def pointed_at_tasks(server: ServerProcess) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def second_generation(recordings: RecordingServer) -> Iterator[dict[str, Any]]:
-    """Give what a client of the SDK's second generation needs for that server."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("NO_PROXY", "127.0.0.1")
-        yield {"api_key": recordings.key, "base_url": recordings.base_url, "timeout": 60, "max_retries": 0}
+def second_generation(recordings: RecordingServer) -> dict[str, Any]:
+    """Return what a client of the SDK's second generation needs for that server."""
+    return {"api_key": recordings.key, "base_url": recordings.base_url, "timeout": 60, "max_retries": 0}
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_a_file_as_a_task(server: ServerProcess, language: str, tmp_path: Path) 
     (tmp_path / "talk.pcm").write_bytes(pcm)
     asked = {"format": "pcm", "sample_rate": RATE, "language_hints": [language], "max_sentence_silence": 800}
     client = Recognition(model="fun-asr-realtime", callback=None, **asked)
-    where = {"base_address": f"ws://127.0.0.1:{server.port}/api-ws/v1/inference", "api_key": "any"}
+    where = {"base_address": server.inference_url, "api_key": "any"}
     sentences = client.call(str(tmp_path / "talk.pcm"), **where).get_sentence()
     assert [sentence["sentence_id"] for sentence in sentences] == list(range(1, len(clips) + 1))
     assert error_rate(clips, [sentence["text"] for sentence in sentences]) < 0.2
