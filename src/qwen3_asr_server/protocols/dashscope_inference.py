@@ -13,32 +13,20 @@ always there; `output` of `task-finished` is an empty object; `task_id` stands i
 `task-started`. `docs/api/dashscope_inference.md` lists every action, field and event with the test that shows it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, assert_never
 
 from qwen3_asr_server import messages
-from qwen3_asr_server.domain import Word, ms_of_samples
 from qwen3_asr_server.errors import AsrServerError, ClientError, InvalidAudio, InvalidEvent, ShuttingDown
 from qwen3_asr_server.messages import Command, Configure, Event
 from qwen3_asr_server.protocols._base import Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols._dashscope_errors import wire_error
 from qwen3_asr_server.protocols._dashscope_instructions import Instruction, Malformed, Parsed, object_in, parse
+from qwen3_asr_server.protocols._dashscope_sentences import Payload, Sentences
 from qwen3_asr_server.protocols._dashscope_task import TaskOptions
 from qwen3_asr_server.protocols._fields import quoted
 from qwen3_asr_server.protocols._json import encoded
-from qwen3_asr_server.text.special_words import finished, timed_words
-
-
-@dataclass(slots=True)
-class _Sentence:
-    """An utterance that has begun and whose final has not been told."""
-
-    begin_ms: int
-    end_ms: int | None = None
-    number: int | None = None
-    """None until something is told of it."""
-    held: messages.Partial | None = None
-    """Told once the sentences before it have ended."""
 
 
 @dataclass(slots=True)
@@ -47,10 +35,7 @@ class _Task:
 
     id: str
     options: TaskOptions
-    sentences: dict[int, _Sentence] = field(default_factory=dict)
-    """By item, in the order they began."""
-    told: int = 0
-    """Sentences of which something was told."""
+    sentences: Sentences
     finishing: bool = False
     """No more audio is taken."""
     refusals: int = 0
@@ -165,7 +150,7 @@ class DashscopeInference:
         if self._task is not None:
             raise InvalidEvent("Another task runs on this connection: finish it first.")
         options = TaskOptions.of(instruction.payload, self._offers)
-        self._task = _Task(instruction.task_id, options)
+        self._task = _Task(instruction.task_id, options, Sentences(options.special_words))
         self._last_id = instruction.task_id
         self._to_open = SessionRequest(options.model, options.config)
         self._send("task-started", instruction.task_id)
@@ -211,15 +196,15 @@ class DashscopeInference:
     def _tell(self, event: Event, task: _Task) -> None:
         match event:
             case messages.SpeechStarted(item, at):
-                task.sentences[item] = _Sentence(ms_of_samples(at))
+                task.sentences.start(item, at)
             case messages.Partial():
-                self._tell_partial(event, task)
+                self._send_results(task.sentences.partial(event), task)
             case messages.SpeechStopped(item, at):
-                task.sentences[item].end_ms = ms_of_samples(at)
+                task.sentences.stop(item, at)
             case messages.Final():
-                self._tell_final(event, task)
+                self._send_results(task.sentences.final(event), task)
             case messages.UtteranceFailed(item, error):
-                self._forget(item, task)
+                self._send_results(task.sentences.forget(item), task)
                 self._fail(error, task)
             case messages.Rejected(error):
                 self._fail(error, task)
@@ -229,34 +214,6 @@ class DashscopeInference:
                 pass  # not in this protocol; the last is told whether or not a task runs
             case _:
                 assert_never(event)
-
-    def _tell_partial(self, partial: messages.Partial, task: _Task) -> None:
-        sentence = task.sentences.get(partial.item)
-        text = task.options.special_words.marked(partial.stable + partial.unstable)
-        if sentence is None or not (text := finished(text)):
-            return
-        if partial.item != next(iter(task.sentences)):
-            sentence.held = partial
-            return
-        self._send_result(task, sentence, end_time=None, text=text, words=[], sentence_end=False)
-
-    def _tell_final(self, final: messages.Final, task: _Task) -> None:
-        sentence = task.sentences[final.item]
-        special = task.options.special_words
-        text = finished(special.marked(final.text))
-        if text or sentence.number is not None:  # a noise of which nothing was told is no sentence
-            end_ms = sentence.begin_ms if sentence.end_ms is None else sentence.end_ms
-            timed = timed_words(final.text, final.words or (), special)
-            words = [_word(*word, sentence.begin_ms, end_ms) for word in timed]
-            self._send_result(task, sentence, end_time=end_ms, text=text, words=words, sentence_end=True)
-        self._forget(final.item, task)
-
-    def _forget(self, item: int, task: _Task) -> None:
-        """Let the sentence after this one have its turn."""
-        task.sentences.pop(item, None)
-        following = next(iter(task.sentences.values()), None)
-        if following is not None and following.held is not None:
-            self._tell_partial(following.held, task)
 
     def _finish(self, task: _Task) -> None:
         if not task.finishing:
@@ -282,20 +239,9 @@ class DashscopeInference:
         task_id = task_id or self._last_id or self._new_id("task_")
         self._send("task-failed", task_id, error_code=code, error_message=said)
 
-    def _send_result(self, task: _Task, sentence: _Sentence, *, end_time: int | None, **fields: Any) -> None:
-        begins = sentence.number is None
-        if begins:
-            task.told += 1
-            sentence.number = task.told
-        shown = {
-            "sentence_id": sentence.number,
-            "begin_time": sentence.begin_ms,
-            "end_time": end_time,
-            "sentence_begin": begins,
-            "heartbeat": False,
-        }
-        usage = None if end_time is None else {"duration": -(-end_time // 1000)}
-        self._send("result-generated", task.id, {"output": {"sentence": shown | fields}, "usage": usage})
+    def _send_results(self, results: Iterable[Payload], task: _Task) -> None:
+        for payload in results:
+            self._send("result-generated", task.id, payload)
 
     def _send(self, event: str, task_id: str, payload: dict[str, Any] | None = None, **header: str) -> None:
         head = {"task_id": task_id, "event": event, **header, "attributes": {}}
@@ -303,9 +249,3 @@ class DashscopeInference:
 
 
 PROTOCOL = DashscopeInference
-
-
-def _word(word: Word, text: str, punctuation: str, begin_ms: int, end_ms: int) -> dict[str, Any]:
-    """Return a word within its sentence, whose begin was told before its words were known."""
-    begin, end = (min(max(ms_of_samples(at), begin_ms), end_ms) for at in (word.start, word.end))
-    return {"begin_time": begin, "end_time": end, "text": text, "punctuation": punctuation}
