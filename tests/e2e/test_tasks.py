@@ -1,6 +1,7 @@
 """The run-task door on a real socket: one connection, one task after the other, and every way that it can end."""
 
 import asyncio
+import json
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,22 @@ async def test_a_client_that_vanishes_leaves_nothing_behind() -> None:
             await client.run()
             await client.finish()
             client.socket.transport.abort()
+
+
+async def test_no_task_begins_for_a_client_that_is_gone() -> None:
+    """It asked for the next task as it left; nobody would end that one."""
+    with serving() as running:
+        async with task_client(running) as client:
+            await client.run("first")
+            protocol = client.socket.protocol
+            for message in ("finish-task", "first"), ("run-task", "second"):
+                header = dict(zip(("action", "task_id"), message, strict=True))
+                protocol.send_text(json.dumps({"header": header, "payload": {"model": "fun-asr-realtime"}}).encode())
+            protocol.send_binary(2 * SILENCE)  # decoded on a thread, while the connection ends
+            protocol.send_close(1000)
+            client.socket.transport.write(b"".join(protocol.data_to_send()))
+        await until(lambda: in_use(running) == 0)
+        assert running.services.pool.leases.count == 0
 
 
 async def test_a_server_that_shuts_down_tells_what_it_heard() -> None:

@@ -82,6 +82,7 @@ class _Connection:
         self._opened = 0
         self._unused: asyncio.TimerHandle | None = None
         self._failed = False
+        self._told = False
         self._gone = asyncio.Event()
 
     async def serve(self, first: SessionRequest | None) -> None:
@@ -103,6 +104,7 @@ class _Connection:
                 self._flush()
                 reader = self._tasks.create_task(self._read())
                 close = await self._write()
+                self._told = True
                 if self._live is not None:
                     self._live.end("disconnected" if close is None else "slow_client" if close is _SLOW else "closed")
                 if self._running is not None:
@@ -129,7 +131,8 @@ class _Connection:
         except Overloaded as refusal:
             self._refuse(refusal)
         else:
-            self._open(request)
+            if not self._told:  # else nobody would end it
+                self._open(request)
 
     def _open(self, request: SessionRequest) -> None:
         key_id = self._websocket.scope.get("state", {}).get("key_id")
