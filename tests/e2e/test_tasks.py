@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from qwen3_asr_server.frontends import _websocket
+from qwen3_asr_server.messages import Event, Partial
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine
 from support.server import RunningServer, running_server, wait_until
@@ -157,6 +159,36 @@ async def test_a_client_that_vanishes_leaves_nothing_behind() -> None:
             await client.run()
             await client.finish()
             client.socket.transport.abort()
+
+
+async def test_a_client_that_reads_slowly_is_told_of_the_beginning_of_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newer interim results take the place of those that wait, but not of the first."""
+    reads, shown = threading.Event(), 0
+    send, emit = _websocket._Connection._send, _websocket._Connection._emit
+
+    async def send_slowly(connection: Any, message: str | bytes) -> None:
+        await asyncio.to_thread(reads.wait)
+        await send(connection, message)
+
+    def emit_counted(connection: Any, event: Event) -> None:
+        nonlocal shown
+        emit(connection, event)
+        shown += isinstance(event, Partial)
+
+    monkeypatch.setattr(_websocket._Connection, "_send", send_slowly)
+    monkeypatch.setattr(_websocket._Connection, "_emit", emit_counted)
+    with serving() as running:
+        async with task_client(running) as client:
+            await client.act("run-task", model="fun-asr-realtime")
+            for partials in 1, 2, 3:
+                await client.speak(SPEECH)
+                await until(lambda partials=partials: shown >= partials)
+            reads.set()
+            await client.finish()
+    begins = [frame["payload"]["output"]["sentence"]["sentence_begin"] for frame in client.frames[1:-1]]
+    assert begins == [True, False, False], "the first, the newest and the final"
 
 
 async def test_no_task_begins_for_a_client_that_is_gone() -> None:

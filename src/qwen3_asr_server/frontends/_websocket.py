@@ -80,6 +80,7 @@ class _Connection:
         self._live: LiveSession | None = None
         self._running: asyncio.Task[None] | None = None
         self._opened = 0
+        self._shown: tuple[int, int] | None = None
         self._unused: asyncio.TimerHandle | None = None
         self._failed = False
         self._told = False
@@ -240,7 +241,11 @@ class _Connection:
             return
         if self._live is not None and (commands := self._protocol.commands_received()):
             self._tasks.create_task(self._submit(commands, self._live))
-        self._flush(replaces=(self._opened, event.item) if isinstance(event, Partial) else None)
+        if isinstance(event, Partial):
+            before, self._shown = self._shown, (self._opened, event.item)
+            self._flush(replaces=self._shown if before == self._shown else None)  # a first one may say that it is
+        else:
+            self._flush()
 
     def _flush(self, replaces: tuple[int, int] | None = None) -> None:
         for code in self._protocol.errors_told():
