@@ -9,6 +9,7 @@ that may log.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
 _fields: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default=_NO_FIELDS)
 
 _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REFUSED_UPGRADE: Final = "ASGI callable returned without completing handshake."
 """What uvicorn logs as an error whenever a WebSocket is refused by an HTTP answer, as the way is here."""
 _THIRD_PARTIES: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "websockets", "asyncio", "httpx")
@@ -80,8 +82,9 @@ class ConsoleFormatter(logging.Formatter):
         """Return the record as a line of text, followed by its exception if it has one."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         fields = "".join(f" {name}={value}" for name, value in _fields_of(record).items())
-        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
-        line = f"{time} {record.levelname:<7} {message}{fields}"
+        # Some fields are a client's own words: no second line, no colours.
+        said = _CONTROL.sub(lambda found: repr(found[0])[1:-1], f"{record.getMessage()}{fields}")
+        line = f"{time} {record.levelname:<7} {said}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -1,18 +1,21 @@
 """The run-task door on a real socket: one connection, one task after the other, and every way that it can end."""
 
 import asyncio
+import contextlib
 import json
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from qwen3_asr_server.frontends import _websocket
+from qwen3_asr_server.logs import JsonFormatter
 from qwen3_asr_server.messages import Event, Partial
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine
+from support.raw_client import raw_client
 from support.server import RunningServer, running_server, wait_until
 from support.speech import pcm16
 from support.task_client import TaskClient, task_client
@@ -20,6 +23,19 @@ from support.task_client import TaskClient, task_client
 SPEECH = pcm16(np.full(16_000, 0.25, np.float32))
 SILENCE = bytes(2 * 16_000)
 UTTERANCE = SPEECH + 2 * SILENCE
+
+
+class Stuck(FakeEngine):
+    """Answers no step until it is set free, from any thread."""
+
+    async def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.gate = asyncio.Event()
+        await super().start()
+
+    def free(self) -> None:
+        assert self.gate is not None
+        self.loop.call_soon_threadsafe(self.gate.set)
 
 
 def serving(engine: FakeEngine | None = None, **settings: Any) -> Any:
@@ -72,21 +88,31 @@ async def test_tasks_one_after_the_other(packet_bytes: int) -> None:
         assert client.socket.close_code == 1000
 
 
-async def test_a_task_may_be_asked_for_while_the_last_one_ends() -> None:
-    """Without waiting for `task-finished`: refused by name while the other runs, served after that."""
+async def test_a_task_may_be_asked_for_without_waiting_for_the_end_of_a_silent_one() -> None:
     with serving() as running:
+        async with task_client(running) as client:
+            await client.run("silent")
+            await client.act("finish-task", "silent")
+            await client.ask("next")
+            assert event_of(await client.read_event()) == ("task-finished", "silent")
+            assert event_of(await client.read_event()) == ("task-started", "next")
+            await client.speak(UTTERANCE)
+            await client.finish("next")
+            assert [final["task"] for final in client.finals] == ["next"]
+
+
+async def test_while_a_task_has_something_to_tell_no_other_begins() -> None:
+    engine = Stuck()
+    with serving(engine) as running:
         async with task_client(running) as client:
             await client.run("first")
             await client.speak(SPEECH)
             await client.act("finish-task", "first")
-            answer = await client.run("second")
-            while answer["header"]["task_id"] != "second":
-                answer = await client.read_event()
-            if answer["header"]["event"] == "task-failed":
-                await client.read_until_event("task-finished")
-                answer = await client.run("second")
-            assert event_of(answer) == ("task-started", "second")
-            assert event_of(await client.finish("second")) == ("task-finished", "second")
+            assert code_of(await client.run("second")) == "InvalidParameter"
+            engine.free()
+            assert event_of(await client.read_until_event("task-finished"))[1] == "first"
+            assert [final["task"] for final in client.finals] == ["first"]
+            assert event_of(await client.run("second")) == ("task-started", "second")
 
 
 async def test_a_connection_that_is_not_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +127,7 @@ async def test_a_connection_that_is_not_used_is_closed(monkeypatch: pytest.Monke
             assert await closed(client) == 1000
 
 
-@pytest.mark.parametrize("unheard", [b"", b"\0\0" * 100])
+@pytest.mark.parametrize("unheard", [b"", bytes(1), SILENCE * 5], ids=["nothing", "half a sample", "silence"])
 async def test_a_task_without_speech_has_no_sentences(unheard: bytes) -> None:
     with serving() as running:
         async with task_client(running) as client:
@@ -122,6 +148,38 @@ async def test_a_full_server_says_so() -> None:
             assert event_of(await first.finish())[0] == "task-finished"
             async with task_client(running) as third:
                 assert event_of(await third.run())[0] == "task-started"
+
+
+async def test_connections_without_a_task_are_bounded() -> None:
+    """Four for each session that there may be; the next is refused before the upgrade."""
+    with serving(max_sessions=1) as running:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(4):
+                await stack.enter_async_context(task_client(running))
+            with pytest.raises(InvalidStatus) as refused:
+                await stack.enter_async_context(task_client(running))
+            assert refused.value.response.status_code == 503
+            async with raw_client(running.ws_url) as realtime:
+                await realtime.read_until("session.created")
+        await until(lambda: running.services.connections.in_use == 0)
+        async with task_client(running) as client:
+            await client.run()
+
+
+async def test_the_log_names_tasks_and_says_why_a_connection_was_closed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    caplog.handler.setFormatter(JsonFormatter())
+    with serving() as running:
+        async with task_client(running) as client:
+            await client.run("the first")
+            await client.finish("the first")
+            await client.run("the second", model="nonesuch")
+            await client.socket.wait_closed()
+        await until(lambda: "connection closed" in caplog.text)
+    lines = [json.loads(line) for line in caplog.text.splitlines() if line.startswith("{")]
+    assert [line["task"] for line in lines if line["message"].startswith("session ")] == ["the first"] * 2
+    (closed,) = [line for line in lines if line["message"] == "connection closed"]
+    assert (closed["close_code"], closed["close_reason"]) == (1008, "Model.NotExist")
 
 
 async def test_a_silent_task_is_told_and_closed() -> None:
@@ -159,6 +217,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind() -> None:
             await client.run()
             await client.finish()
             client.socket.transport.abort()
+        await until(lambda: running.services.connections.in_use == 0)
 
 
 async def test_a_client_that_reads_slowly_is_told_of_the_beginning_of_a_sentence(
@@ -224,11 +283,6 @@ async def test_a_server_that_shuts_down_tells_what_it_heard() -> None:
 
 
 async def test_no_task_begins_while_the_server_shuts_down() -> None:
-    class Stuck(FakeEngine):
-        async def start(self) -> None:
-            self.gate = asyncio.Event()
-            await super().start()
-
     with serving(Stuck(), shutdown_timeout_s=1) as running:
         async with task_client(running) as held, task_client(running) as late:
             await held.run()

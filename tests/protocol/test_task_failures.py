@@ -168,6 +168,15 @@ class TestSecondTask:
         talk.is_silent()
 
     @pytest.mark.parametrize("action", ["continue-task", "finish-task"])
+    def test_what_is_sent_for_it_without_waiting_is_ignored(self, action: str) -> None:
+        talk = running()
+        talk.runs(OTHER)
+        talk.says(action, task_id=OTHER)
+        talk.hears_failure("InvalidParameter", task_id=OTHER)
+        talk.is_silent()
+        talk.finishes()
+
+    @pytest.mark.parametrize("action", ["continue-task", "finish-task"])
     def test_an_instruction_for_another_task_fails_that_one(self, action: str) -> None:
         talk = running()
         talk.says(action, task_id=OTHER)

@@ -93,6 +93,10 @@ class TestDefaults:
 
 ACCEPTED: list[tuple[str, object, dict[str, Any]]] = [
     ("format", "pcm", {"audio": AudioFormat(AudioEncoding.PCM)}),
+    ("format", "PCM", {"audio": AudioFormat(AudioEncoding.PCM)}),
+    ("format", "Wav", {"audio": AudioFormat(AudioEncoding.PCM)}),
+    ("sample_rate", "8000", {"audio": AudioFormat(AudioEncoding.PCM, 8000)}),
+    ("language_hints", "zh", {"language": "zh"}),
     ("format", "wav", {"audio": AudioFormat(AudioEncoding.PCM)}),
     ("format", "mp3", {"audio": AudioFormat(AudioEncoding.MP3)}),
     ("format", "opus", {"audio": AudioFormat(AudioEncoding.OPUS)}),
@@ -134,10 +138,14 @@ ACCEPTED: list[tuple[str, object, dict[str, Any]]] = [
 NUMBER = "A number from"
 TOO_MANY = ["word"] * (MAX_HOTWORDS + 1)
 REFUSED: list[tuple[str, Iterable[object], str]] = [
-    ("format", ["flac", "PCM", 7, True, ["pcm"], {}], "Supported values are: 'pcm', 'wav', 'mp3', 'opus', 'speex', "),
-    ("sample_rate", [7999, 48001, -16000, 10**400, "16000", [], {}, True], f"{NUMBER} 8000 to 48000 is expected."),
+    ("format", ["flac", "pcm16", 7, True, ["pcm"], {}], "Supported values are: 'pcm', 'wav', 'mp3', 'opus', 'speex', "),
+    (
+        "sample_rate",
+        [7999, 48001, -16000, 10**400, "fast", "-8000", [], {}, True],
+        f"{NUMBER} 8000 to 48000 is expected.",
+    ),
     ("sample_rate", [16000.5], "A whole number is expected."),
-    ("language_hints", ["zh", 7, {}, [7], [None], [["zh"]], True], "An array of strings is expected."),
+    ("language_hints", [7, {}, [7], [None], [["zh"]], True], "An array of strings is expected."),
     ("language_hints", [["xx"], ["de"], ["x" * 500], ["\ud800"]], "Supported values are: 'en', 'yue', 'zh'."),
     ("max_sentence_silence", [199, 6001, -1, "800", [], True], f"{NUMBER} 200 to 6000 is expected."),
     ("max_sentence_silence", [800.5], "A whole number is expected."),

@@ -21,10 +21,14 @@ class TaskClient(RawClient):
         header = {"action": action, "task_id": task_id, "streaming": "duplex"}
         await self.socket.send(json.dumps({"header": header, "payload": {"input": {}, **payload}}))
 
-    async def run(self, task_id: str = "task-1", model: str = "fun-asr-realtime", **parameters: Any) -> Frame:
-        """Begin a task, and return the answer."""
+    async def ask(self, task_id: str = "task-1", model: str = "fun-asr-realtime", **parameters: Any) -> None:
+        """Ask for a task."""
         names = {"task_group": "audio", "task": "asr", "function": "recognition"}
         await self.act("run-task", task_id, model=model, parameters={"format": "pcm", **parameters}, **names)
+
+    async def run(self, task_id: str = "task-1", model: str = "fun-asr-realtime", **parameters: Any) -> Frame:
+        """Ask for a task, and return the answer."""
+        await self.ask(task_id, model, **parameters)
         return await self.read_event()
 
     async def speak(self, pcm: bytes, packet_bytes: int = 12_800) -> None:

@@ -72,9 +72,11 @@ def test_console_line() -> None:
     assert line.partition(" ")[2] == "INFO    opened audio_s=1.5"
 
 
-@pytest.mark.parametrize("text", ["one\ntwo", "one\r\n12:00:00 ERROR   forged"])
-def test_a_message_cannot_forge_a_second_console_line(text: str) -> None:
-    assert len(logs.ConsoleFormatter().format(record(text)).splitlines()) == 1
+@pytest.mark.parametrize("text", ["one\ntwo", "one\r\n12:00:00 ERROR   forged", "\u2028two", "\x1b[31mred", "\x85"])
+def test_neither_message_nor_field_can_forge_a_second_console_line(text: str) -> None:
+    for line in (logs.ConsoleFormatter().format(record(text)), logs.ConsoleFormatter().format(record("x", task=text))):
+        assert len(line.splitlines()) == 1
+        assert line.isprintable()
 
 
 def test_session_fields_reach_records_and_leave_again() -> None:

@@ -98,6 +98,7 @@ class SyncFramer:
                     break
                 if tag:
                     self._tag_bytes = tag
+                    self._note_junk(min(tag, _TAG_HEADER_BYTES))
                 elif size:
                     frame = bytes(self._buffer[at : at + size])
                     at += size
@@ -140,9 +141,13 @@ class SyncFramer:
         self._synced = False
         found = self._syntax.may_begin.search(self._buffer, at + 1)
         to = found.start() if found else len(self._buffer)
-        self._junk_bytes += to - at
-        self.broken = self._junk_bytes > MAX_JUNK_BYTES
+        self._note_junk(to - at)
         return to
+
+    def _note_junk(self, size: int) -> None:
+        """Count bytes that are no frame; of a tag its header, as some of them come together and thousands do not."""
+        self._junk_bytes += size
+        self.broken = self._junk_bytes > MAX_JUNK_BYTES
 
 
 class AmrFramer:

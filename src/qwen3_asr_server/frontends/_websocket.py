@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from qwen3_asr_server.errors import InternalError, Overloaded
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.frontends._ids import new_id
+from qwen3_asr_server.frontends._sessions import Sessions
 from qwen3_asr_server.logs import session_context
 from qwen3_asr_server.messages import Closing, Command, Disconnect, Event, Partial
 from qwen3_asr_server.protocols._base import Close, Handshake, Offers, ServerProtocol, SessionRequest
@@ -53,12 +54,17 @@ async def serve_websocket(
         services: where sessions come from.
         offers: what the protocol may offer with a model.
     """
-    with session_context(session_id=uuid.uuid4().hex[:12], protocol=protocol_class.name):
+    with (
+        session_context(session_id=uuid.uuid4().hex[:12], protocol=protocol_class.name),
+        contextlib.ExitStack() as place,
+    ):
         protocol = protocol_class(Handshake(dict(websocket.query_params)), offers, new_id)
         first = protocol.session_to_open()
         try:
             if first is not None:
                 await services.room_for(services.models.resolve(first.model))
+            elif protocol.close_expected is None:
+                place.enter_context(services.admit_connection())
         except Overloaded as refusal:
             await websocket.send_denial_response(error_response(refusal))
             return
@@ -75,15 +81,12 @@ class _Connection:
         self._services = services
         self._send_timeout_s = services.outbox_options.send_timeout_s
         self._outbox: Outbox[str | bytes] = Outbox(services.outbox_options.max_messages)
+        key_id = websocket.scope.get("state", {}).get("key_id")
+        self._sessions = Sessions(services, key_id, self._emit, self._session_over)
         self._tasks = asyncio.TaskGroup()
-        self._lease = contextlib.ExitStack()
-        self._live: LiveSession | None = None
-        self._running: asyncio.Task[None] | None = None
-        self._opened = 0
         self._shown: tuple[int, int] | None = None
         self._unused: asyncio.TimerHandle | None = None
         self._failed = False
-        self._told = False
         self._gone = asyncio.Event()
 
     async def serve(self, first: SessionRequest | None) -> None:
@@ -92,27 +95,19 @@ class _Connection:
         Args:
             first: the session to begin with; None while the client has not asked for one.
         """
-        with self._lease:
+        with self._sessions:
             await self._close(await self._talk(first))
 
     async def _talk(self, first: SessionRequest | None) -> Close | None:
         try:
             async with self._tasks:
-                if first is None:
-                    self._await_request()
-                else:
-                    self._open(first)
-                self._flush()
+                self._begin(first)
                 reader = self._tasks.create_task(self._read())
                 close = await self._write()
-                self._told = True
-                if self._live is not None:
-                    self._live.end("disconnected" if close is None else "slow_client" if close is _SLOW else "closed")
-                if self._running is not None:
-                    await self._running
+                await self._sessions.end(
+                    "disconnected" if close is None else "slow_client" if close is _SLOW else "closed"
+                )
                 if close is not None and close.grace_s and not self._gone.is_set():
-                    if self._services.state != "draining":  # which waits for those that still have to say goodbye
-                        self._lease.close()
                     await self._grace(close.grace_s)
                 reader.cancel()
         finally:
@@ -121,31 +116,23 @@ class _Connection:
 
     # Sessions
 
-    async def _begin(self, request: SessionRequest) -> None:
-        """Open a session that the client asks for, when the one before is over and its model can be had."""
-        self._await_nothing()
-        if self._running is not None:
-            await self._running
-            self._await_nothing()
+    def _begin(self, first: SessionRequest | None) -> None:
         try:
-            await self._services.room_for(self._services.models.resolve(request.model))
+            if first is None:
+                self._await_request()
+            else:
+                self._sessions.open(first, self._tasks)
         except Overloaded as refusal:
             self._refuse(refusal)
-        else:
-            if not self._told:  # else nobody would end it
-                self._open(request)
+        self._flush()
 
-    def _open(self, request: SessionRequest) -> None:
-        key_id = self._websocket.scope.get("state", {}).get("key_id")
-        model = self._services.models.resolve(request.model)
-        session = self._services.open_session(request.config, self._emit, key_id=key_id, model=model)
+    async def _follow(self, request: SessionRequest) -> None:
+        await self._sessions.over()
+        self._await_nothing()
         try:
-            self._live = self._lease.enter_context(session)
+            await self._sessions.follow(request, self._tasks)
         except Overloaded as refusal:
             self._refuse(refusal)
-        else:
-            self._opened += 1
-            self._running = self._tasks.create_task(self._run(self._live))
 
     def _refuse(self, refusal: Overloaded) -> None:
         # A refused handshake would reach the SDK's users as a timeout without a reason: an error it
@@ -153,14 +140,13 @@ class _Connection:
         self._protocol.messages_to_send()
         self._emit(Closing(refusal))
 
-    async def _run(self, live: LiveSession) -> None:
-        await live.run()
-        self._live = None
-        if self._ending or self._gone.is_set():
-            self._outbox.close()
-        else:
-            self._lease.close()
+    def _session_over(self) -> bool:
+        goes_on = not (self._ending or self._gone.is_set())
+        if goes_on:
             self._await_request()
+        else:
+            self._outbox.close()
+        return goes_on
 
     @property
     def _ending(self) -> bool:
@@ -188,15 +174,15 @@ class _Connection:
                     await asyncio.sleep(0)
         except Exception:  # noqa: BLE001 - the boundary of a connection
             error = self._incident()
-            if self._live is None:
+            if self._sessions.live is None:
                 self._emit(Closing(error))
             else:
-                self._live.end("error", error)
+                self._sessions.live.end("error", error)
             self._outbox.close()
             return
         self._gone.set()
-        if self._live is not None:
-            await self._live.submit(Disconnect())
+        if self._sessions.live is not None:
+            await self._sessions.live.submit(Disconnect())
         self._outbox.close()
 
     async def _receive(self) -> str | bytes | None:
@@ -209,8 +195,8 @@ class _Connection:
         return text if text is not None else data or b""
 
     async def _take(self, message: str | bytes) -> None:
-        if self._live is not None:
-            self._live.touch()
+        if self._sessions.live is not None:
+            self._sessions.live.touch()
         if len(message) > _PARSE_ON_WORKER_BYTES:
             parsed: Any = await asyncio.to_thread(self._protocol.parse, message)
         else:
@@ -218,8 +204,8 @@ class _Connection:
         self._protocol.receive(parsed)
         request = self._protocol.session_to_open()
         if request is not None:
-            await self._begin(request)
-        commands, live = self._protocol.commands_received(), self._live
+            await self._follow(request)
+        commands, live = self._protocol.commands_received(), self._sessions.live
         self._flush()
         if live is not None:
             await self._submit(commands, live)
@@ -239,10 +225,10 @@ class _Connection:
             self._failed = True
             self._outbox.close()
             return
-        if self._live is not None and (commands := self._protocol.commands_received()):
-            self._tasks.create_task(self._submit(commands, self._live))
+        if self._sessions.live is not None and (commands := self._protocol.commands_received()):
+            self._tasks.create_task(self._submit(commands, self._sessions.live))
         if isinstance(event, Partial):
-            before, self._shown = self._shown, (self._opened, event.item)
+            before, self._shown = self._shown, (self._sessions.opened, event.item)
             self._flush(replaces=self._shown if before == self._shown else None)  # a first one may say that it is
         else:
             self._flush()
@@ -295,6 +281,8 @@ class _Connection:
     async def _close(self, close: Close | None) -> None:
         if close is None or self._gone.is_set() or self._websocket.application_state is not WebSocketState.CONNECTED:
             return
+        if close.code != _UNUSED.code:
+            _log.info("connection closed", extra={"close_code": close.code, "close_reason": close.reason})
         with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             async with asyncio.timeout(self._send_timeout_s):
                 await self._websocket.close(close.code, close.reason)

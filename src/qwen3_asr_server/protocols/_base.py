@@ -73,6 +73,8 @@ class SessionRequest:
     """As the client names it, see `Offers`."""
     config: SessionConfig
     """How it begins."""
+    name: str = ""
+    """What the client calls it, for the log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ wrong. Knows no events and no connection; used by `dashscope_inference`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -30,9 +30,9 @@ FORMATS: Final = {
     "aac": AudioEncoding.AAC,
     "amr": AudioEncoding.AMR,
 }
-"""The vendor's names. A WAV or Ogg header in the audio wins over them."""
+"""The vendor's names, in any case. A WAV or Ogg header in the audio wins over them."""
 SAMPLE_RATES: Final = (8000, 48000)
-"""Hz, the lowest and the highest."""
+"""Hz, the lowest and the highest of pcm."""
 SILENCE_MS: Final = 1300
 """The wire's default for the silence that ends a sentence."""
 NOISE_THRESHOLD: Final = 0.0
@@ -44,6 +44,12 @@ _VENDOR_MODEL: Final = re.compile(
     r"(qwen-audio-[\d.]+-asr-flash-(streaming|message)|(qwen3-asr-flash|fun-asr|paraformer)-realtime)(-[\w.-]*)?"
 )
 """The vendor's names for models of this protocol; they stand for the default model."""
+_SPELLINGS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "format": str.lower,
+    "sample_rate": lambda text: int(text) if re.fullmatch("[0-9]{1,6}", text) else text,
+    "language_hints": lambda text: [text],
+}
+"""What to make of values that come as one string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,7 @@ class TaskOptions:
         parameters = _parameters(payload)
         noise = parameters.number("speech_noise_threshold", -1, 1)
         config = SessionConfig(
-            audio=AudioFormat(
-                FORMATS[parameters.choice("format", FORMATS) or "pcm"],
-                parameters.integer("sample_rate", *SAMPLE_RATES) or SAMPLE_RATE,
-            ),
+            audio=_audio(parameters),
             language=_language(parameters, capabilities),
             turn_detection=TurnDetection(
                 threshold=probability_of(noise or NOISE_THRESHOLD, capabilities.default_threshold, NOISE_THRESHOLD),
@@ -104,9 +107,21 @@ class TaskOptions:
 
 
 def _parameters(payload: Fields) -> Fields:
-    """Return the parameters that have a value of their own: neither nothing nor zero."""
+    """Return the parameters that have a value of their own, neither nothing nor zero."""
     fields = object_in(payload, "parameters")
-    return Fields({name: value for name, value in fields.values.items() if value not in (None, "", 0)}, fields.path)
+    given = {name: value for name, value in fields.values.items() if value not in (None, "", 0)}
+    for name, respelt in _SPELLINGS.items():
+        if isinstance(text := given.get(name), str):
+            given[name] = respelt(text)
+    return Fields(given, fields.path)
+
+
+def _audio(parameters: Fields) -> AudioFormat:
+    """Return the format of the audio; only pcm does not say itself how fast it is."""
+    encoding = FORMATS[parameters.choice("format", FORMATS) or "pcm"]
+    if encoding is not AudioEncoding.PCM:
+        return AudioFormat(encoding)
+    return AudioFormat(encoding, parameters.integer("sample_rate", *SAMPLE_RATES) or SAMPLE_RATE)
 
 
 def _model(payload: Fields, offers: Offers) -> tuple[str, Capabilities]:

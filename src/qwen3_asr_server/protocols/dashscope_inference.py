@@ -14,7 +14,7 @@ always there; `output` of `task-finished` is an empty object; `task_id` stands i
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, assert_never
 
 from qwen3_asr_server import messages
@@ -38,8 +38,8 @@ class _Task:
     sentences: Sentences
     finishing: bool = False
     """No more audio is taken."""
-    refusals: int = 0
-    """Errors about other tasks meanwhile."""
+    refused: list[str | None] = field(default_factory=list)
+    """Other tasks that were named meanwhile, and told that they failed."""
     failure: AsrServerError | None = None
     """What is told in place of `task-finished`."""
 
@@ -152,7 +152,7 @@ class DashscopeInference:
         options = TaskOptions.of(instruction.payload, self._offers)
         self._task = _Task(instruction.task_id, options, Sentences(options.special_words))
         self._last_id = instruction.task_id
-        self._to_open = SessionRequest(options.model, options.config)
+        self._to_open = SessionRequest(options.model, options.config, instruction.task_id)
         self._send("task-started", instruction.task_id)
 
     def _continue(self, instruction: Instruction) -> None:
@@ -162,7 +162,9 @@ class DashscopeInference:
             self._commands.append(Configure(task.options.config))
 
     def _running(self, task_id: str) -> _Task | None:
-        """Return the task of an instruction; None if it takes no more, and the instruction comes too late."""
+        """Return the task of an instruction; None if that comes too late, as the task takes no more or has failed."""
+        if self._task is not None and task_id in self._task.refused:
+            return None
         if task_id != self._last_id:
             raise InvalidEvent("No such task runs on this connection.", param="header.task_id")
         return None if self._task is None or self._task.finishing else self._task
@@ -174,12 +176,11 @@ class DashscopeInference:
             self._end(error, task_id)
         elif task_id in (None, task.id):
             self._fail(error, task)
+        elif len(task.refused) < self._limits.max_errors:
+            task.refused.append(task_id)
+            self._tell_failure(error, task_id)
         else:
-            task.refusals += 1
-            if task.refusals <= self._limits.max_errors:
-                self._tell_failure(error, task_id)
-            else:
-                self._fail(InvalidEvent("There were too many errors on this connection."), task)
+            self._fail(InvalidEvent("There were too many errors on this connection."), task)
 
     def _fail(self, error: AsrServerError, task: _Task) -> None:
         """Let a task end with an error, after what it has heard is told."""

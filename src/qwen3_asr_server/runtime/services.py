@@ -48,6 +48,9 @@ _log = logging.getLogger(__name__)
 State = Literal["loading", "ready", "failed", "draining", "stopped"]
 Status = Literal["loading", "ready", "full", "restarting", "failed", "draining", "stopped"]
 
+_CONNECTIONS_PER_SESSION: Final = 4
+"""Connections that need no session at once, for each session that there may be."""
+
 _REASONS: Final[dict[Status, str]] = {
     "loading": "The engine is loading.",
     "full": "No session, or no recognition capacity, is free.",
@@ -97,6 +100,7 @@ class Services:
         idle_unload_s = settings.idle_unload_s if self._lazy else 0.0
         self.pool = Pool(self._engines, PoolOptions(idle_unload_s), self.metrics, clock, self._died, self.aligner)
         self.admission = Admission(settings.max_sessions, settings.max_sessions_per_key)
+        self.connections = Admission(_CONNECTIONS_PER_SESSION * settings.max_sessions, what="connections")
         self.recordings = Recordings(settings.max_recordings, self.metrics)
         self.outbox_options = OutboxOptions(settings.outbox_messages, settings.send_timeout_s)
         self.metrics.sessions_open.set_function(lambda: self.admission.in_use)
@@ -206,6 +210,16 @@ class Services:
         """
         with self._refusals_counted():
             await self.pool.leases.room_for(model)
+
+    @contextmanager
+    def admit_connection(self) -> Iterator[None]:
+        """Admit, for the length of the `with` block, a connection that may ask for sessions later.
+
+        Raises:
+            Overloaded: there are too many, or the server is shutting down.
+        """
+        with self._refusals_counted(), self.connections.admit():
+            yield
 
     @contextmanager
     def open_session(
@@ -359,6 +373,7 @@ class Services:
 
     def _admit_nobody(self) -> None:
         self.admission.close()
+        self.connections.close()
         self.recordings.close()
 
     def _session_options(self, model: str) -> SessionOptions:
