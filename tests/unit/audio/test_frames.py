@@ -87,7 +87,7 @@ def test_what_stands_behind_the_last_frame_is_harmless(end: bytes) -> None:
 
 
 @pytest.mark.parametrize(("syntax", "frames"), [(MP3, MP3_FRAMES), (ADTS, AAC_FRAMES)], ids=["mp3", "aac"])
-@pytest.mark.parametrize("junk", [b"\0", b"\xff", b"ID", b"APE", MP3_HEADER + b"\0", ADTS_HEADER])
+@pytest.mark.parametrize("junk", [b"\0", b"\xff", b"ID", b"APE", MP3_HEADER + b"\0", ADTS_HEADER, b"ID3\4" + bytes(6)])
 def test_junk_is_passed_over_and_limited(syntax: Syntax, frames: list[bytes], junk: bytes) -> None:
     some = (junk * MAX_JUNK_BYTES)[: MAX_JUNK_BYTES - 16 * len(junk)]
     framer = SyncFramer(syntax)
