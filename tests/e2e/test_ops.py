@@ -20,7 +20,7 @@ from qwen3_asr_server.config import Settings
 from qwen3_asr_server.errors import EngineError, EngineNotReady
 from support.children import ended_within
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, Gated
 from support.invariants import Frame
 from support.raw_client import RawClient, raw_client
 from support.server import ChildServer, RunningServer, child_server, running_server, wait_until
@@ -470,16 +470,8 @@ async def held_session(running: RunningServer) -> AsyncIterator[RawClient]:
         yield client
 
 
-class StuckEngine(FakeEngine):
-    """Answers no step, ever."""
-
-    async def start(self) -> None:
-        self.gate = asyncio.Event()
-        await super().start()
-
-
 async def test_while_draining_it_says_so_and_refuses_sessions() -> None:
-    with fake_server(StuckEngine(), shutdown_timeout_s=60) as running:
+    with fake_server(Gated(), shutdown_timeout_s=60) as running:
         async with held_session(running) as client:
             running.server.should_exit = True
             await asyncio.to_thread(wait_until, lambda: running.services.state == "draining")
@@ -493,7 +485,7 @@ async def test_while_draining_it_says_so_and_refuses_sessions() -> None:
 
 
 async def test_the_second_signal_forces_the_end() -> None:
-    with fake_server(StuckEngine(), shutdown_timeout_s=600) as running:
+    with fake_server(Gated(), shutdown_timeout_s=600) as running:
         async with held_session(running) as client:
             running.server.handle_exit(signal.SIGINT, None)
             await asyncio.to_thread(wait_until, lambda: running.services.state == "draining")
@@ -503,7 +495,7 @@ async def test_the_second_signal_forces_the_end() -> None:
 
 
 async def test_the_drain_has_a_deadline() -> None:
-    with fake_server(StuckEngine(), shutdown_timeout_s=0.3) as running:
+    with fake_server(Gated(), shutdown_timeout_s=0.3) as running:
         async with held_session(running) as client:
             running.server.should_exit = True
             error = await client.read_until("error")

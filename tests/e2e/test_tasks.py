@@ -14,7 +14,7 @@ from qwen3_asr_server.frontends import _websocket
 from qwen3_asr_server.logs import JsonFormatter
 from qwen3_asr_server.messages import Event, Partial
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, Gated
 from support.raw_client import raw_client
 from support.server import RunningServer, running_server, wait_until
 from support.speech import pcm16
@@ -23,19 +23,6 @@ from support.task_client import TaskClient, task_client
 SPEECH = pcm16(np.full(16_000, 0.25, np.float32))
 SILENCE = bytes(2 * 16_000)
 UTTERANCE = SPEECH + 2 * SILENCE
-
-
-class Stuck(FakeEngine):
-    """Answers no step until it is set free, from any thread."""
-
-    async def start(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.gate = asyncio.Event()
-        await super().start()
-
-    def free(self) -> None:
-        assert self.gate is not None
-        self.loop.call_soon_threadsafe(self.gate.set)
 
 
 def serving(engine: FakeEngine | None = None, **settings: Any) -> Any:
@@ -102,14 +89,14 @@ async def test_a_task_may_be_asked_for_without_waiting_for_the_end_of_a_silent_o
 
 
 async def test_while_a_task_has_something_to_tell_no_other_begins() -> None:
-    engine = Stuck()
+    engine = Gated()
     with serving(engine) as running:
         async with task_client(running) as client:
             await client.run("first")
             await client.speak(SPEECH)
             await client.act("finish-task", "first")
             assert code_of(await client.run("second")) == "InvalidParameter"
-            engine.free()
+            engine.open()
             assert event_of(await client.read_until_event("task-finished"))[1] == "first"
             assert [final["task"] for final in client.finals] == ["first"]
             assert event_of(await client.run("second")) == ("task-started", "second")
@@ -283,7 +270,7 @@ async def test_a_server_that_shuts_down_tells_what_it_heard() -> None:
 
 
 async def test_no_task_begins_while_the_server_shuts_down() -> None:
-    with serving(Stuck(), shutdown_timeout_s=1) as running:
+    with serving(Gated(), shutdown_timeout_s=1) as running:
         async with task_client(running) as held, task_client(running) as late:
             await held.run()
             await held.speak(UTTERANCE)

@@ -22,7 +22,7 @@ from qwen3_asr_server.protocols._base import Capabilities, Close, Handshake, IdF
 from qwen3_asr_server.protocols.dashscope_realtime import DashscopeRealtime
 from support.audio_files import wav_bytes
 from support.energy_vad import EnergyVad
-from support.fake_engine import FakeEngine, FakeStream
+from support.fake_engine import FakeEngine, FakeStream, Gated
 from support.raw_client import RawClient, raw_client
 from support.server import RunningServer, running_server, wait_until
 from support.speech import pcm16
@@ -43,19 +43,6 @@ async def until(condition: Any) -> None:
 
 def sessions_ended(running: RunningServer, reason: str) -> float:
     return running.services.metrics.registry.get_sample_value("asr_sessions_total", {"reason": reason}) or 0.0
-
-
-class Gated(FakeEngine):
-    """Answers no step until `open` is called, from any thread."""
-
-    async def start(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.gate = asyncio.Event()
-        await super().start()
-
-    def open(self) -> None:
-        assert self.gate is not None
-        self.loop.call_soon_threadsafe(self.gate.set)
 
 
 # Ordinary ends

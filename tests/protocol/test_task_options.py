@@ -225,6 +225,8 @@ class TestModels:
         [
             "fun-asr-realtime",
             "fun-asr-realtime-2025-11-07",
+            "fun-asr-flash-8k-realtime",
+            "fun-asr-flash-8k-realtime-2026-01-28",
             "paraformer-realtime-v2",
             "paraformer-realtime-8k-v2",
             "qwen-audio-3.0-asr-flash-streaming",
@@ -241,7 +243,17 @@ class TestModels:
         talk.is_silent()
 
     @pytest.mark.parametrize(
-        "model", ["whisper-1", "fun-asr", "paraformer-v2", "sambert-zhichu-v1", "gummy-realtime-v1", "TINY", "x" * 500]
+        "model",
+        [
+            "whisper-1",
+            "fun-asr",
+            "fun-asr-flash-2025-10-01",
+            "paraformer-v2",
+            "sambert-zhichu-v1",
+            "gummy-realtime-v1",
+            "TINY",
+            "x" * 500,
+        ],
     )
     def test_unknown_models_are_refused_with_those_that_are_known(self, model: str) -> None:
         said = refused("Model.NotExist", model=model)

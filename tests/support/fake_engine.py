@@ -133,3 +133,16 @@ class FailsLater(FakeEngine):
 
 
 ENGINE = FakeEngine
+
+
+class Gated(FakeEngine):
+    """Answers no step until `open` is called, from any thread."""
+
+    async def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.gate = asyncio.Event()
+        await super().start()
+
+    def open(self) -> None:
+        assert self.gate is not None
+        self.loop.call_soon_threadsafe(self.gate.set)

@@ -41,7 +41,7 @@ MAX_MESSAGES: Final = 100
 """Messages of context at once; the vendor takes five of each role."""
 
 _VENDOR_MODEL: Final = re.compile(
-    r"(qwen-audio-[\d.]+-asr-flash-(streaming|message)|(qwen3-asr-flash|fun-asr|paraformer)-realtime)(-[\w.-]*)?"
+    r"(qwen-audio-[\d.]+-asr-flash-(streaming|message)|(qwen3-asr-flash|fun-asr|paraformer)(-[\w.]+)*?-realtime)(-[\w.-]*)?"
 )
 """The vendor's names for models of this protocol; they stand for the default model."""
 _SPELLINGS: Final[Mapping[str, Callable[[str], Any]]] = {

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, assert_never
 
 from qwen3_asr_server import messages
 from qwen3_asr_server.errors import AsrServerError, ClientError, InvalidAudio, InvalidEvent, ShuttingDown
-from qwen3_asr_server.messages import Command, Configure, Event
+from qwen3_asr_server.messages import Configure, Event
 from qwen3_asr_server.protocols._base import Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols._dashscope_errors import wire_error
 from qwen3_asr_server.protocols._dashscope_instructions import Instruction, Malformed, Parsed, object_in, parse
@@ -27,6 +27,7 @@ from qwen3_asr_server.protocols._dashscope_sentences import Payload, Sentences
 from qwen3_asr_server.protocols._dashscope_task import TaskOptions
 from qwen3_asr_server.protocols._fields import quoted
 from qwen3_asr_server.protocols._json import encoded
+from qwen3_asr_server.protocols._machine import Machine
 
 
 @dataclass(slots=True)
@@ -44,48 +45,19 @@ class _Task:
     """What is told in place of `task-finished`."""
 
 
-class DashscopeInference:
+class DashscopeInference(Machine):
     """One connection of the run-task protocol."""
 
     name: ClassVar[str] = "dashscope_inference"
     path: ClassVar[str] = "/api-ws/v1/inference"
 
     def __init__(self, handshake: Handshake, offers: Offers, new_id: IdFactory) -> None:
+        super().__init__()
         self._offers = offers
         self._limits = offers(None)
         self._new_id = new_id
-        self._commands: list[Command] = []
-        self._messages: list[str | bytes] = []
-        self._errors: list[str] = []
-        self._to_open: SessionRequest | None = None
-        self._close: Close | None = None
         self._task: _Task | None = None
         self._last_id = ""
-
-    @property
-    def close_expected(self) -> Close | None:
-        """How to end the connection, or None while it goes on."""
-        return self._close
-
-    def session_to_open(self) -> SessionRequest | None:
-        """Return the session of a task that has just been asked for."""
-        pending, self._to_open = self._to_open, None
-        return pending
-
-    def commands_received(self) -> list[Command]:
-        """Return the commands since the last call, oldest first."""
-        pending, self._commands = self._commands, []
-        return pending
-
-    def messages_to_send(self) -> list[str | bytes]:
-        """Return the messages since the last call, oldest first."""
-        pending, self._messages = self._messages, []
-        return pending
-
-    def errors_told(self) -> list[str]:
-        """Return the codes of the failures told since the last call."""
-        pending, self._errors = self._errors, []
-        return pending
 
     @staticmethod
     def parse(message: str | bytes) -> Parsed:

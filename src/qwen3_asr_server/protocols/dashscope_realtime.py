@@ -13,39 +13,36 @@ from typing import Any, ClassVar, Final, assert_never
 from qwen3_asr_server import messages
 from qwen3_asr_server.domain import SessionConfig, Word, ms_of_samples
 from qwen3_asr_server.errors import AsrServerError, ClientError, InvalidAudio, InvalidEvent, InvalidValue, UnknownModel
-from qwen3_asr_server.messages import Command, Event
+from qwen3_asr_server.messages import Event
 from qwen3_asr_server.protocols import _dashscope_frames as frames
 from qwen3_asr_server.protocols._base import Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols._dashscope_errors import wire_error, wire_message
 from qwen3_asr_server.protocols._dashscope_session import WireSession, merge
 from qwen3_asr_server.protocols._fields import Fields, JsonObject, quoted
 from qwen3_asr_server.protocols._json import encoded
+from qwen3_asr_server.protocols._machine import Machine
 
 DEFAULT_MODEL: Final = "qwen3-asr-flash-realtime"
 _VENDOR_MODEL: Final = re.compile(rf"{DEFAULT_MODEL}(-\d{{4}}-\d{{2}}-\d{{2}})?")
 
 
-class DashscopeRealtime:
+class DashscopeRealtime(Machine):
     """One connection of the DashScope realtime protocol."""
 
     name: ClassVar[str] = "dashscope_realtime"
     path: ClassVar[str] = "/api-ws/v1/realtime"
 
     def __init__(self, handshake: Handshake, offers: Offers, new_id: IdFactory) -> None:
+        super().__init__()
         asked = handshake.query.get("model")
         capabilities = offers(asked)
         self._capabilities = capabilities
         self._new_id = new_id
-        self._commands: list[Command] = []
-        self._messages: list[str | bytes] = []
-        self._errors: list[str] = []
-        self._close: Close | None = None
         self._item_ids: dict[int, str] = {}
         self._audio_received = False
         self._finishing = False
         self._last_failed = False
         self._errors_in_row = 0
-        self._to_open: SessionRequest | None = None
         model = asked or DEFAULT_MODEL
         self._session = WireSession.default(new_id("sess_"), model, capabilities)
         known = {DEFAULT_MODEL, capabilities.model, *capabilities.models}
@@ -60,31 +57,6 @@ class DashscopeRealtime:
     def config(self) -> SessionConfig:
         """The session's configuration now."""
         return self._session.config(self._capabilities.default_threshold)
-
-    def session_to_open(self) -> SessionRequest | None:
-        """Return the one session of the connection, at once."""
-        pending, self._to_open = self._to_open, None
-        return pending
-
-    @property
-    def close_expected(self) -> Close | None:
-        """How to end the connection, or None while it goes on."""
-        return self._close
-
-    def commands_received(self) -> list[Command]:
-        """Return the commands since the last call, oldest first."""
-        pending, self._commands = self._commands, []
-        return pending
-
-    def messages_to_send(self) -> list[str | bytes]:
-        """Return the messages since the last call, oldest first."""
-        pending, self._messages = self._messages, []
-        return pending
-
-    def errors_told(self) -> list[str]:
-        """Return the codes of the errors told since the last call, failed utterances included."""
-        pending, self._errors = self._errors, []
-        return pending
 
     @staticmethod
     def parse(message: str | bytes) -> frames.Parsed:
