@@ -47,6 +47,12 @@ class AsrServerError(Exception):
         self.message = message
         self.param = param
 
+    @property
+    def located_message(self) -> str:
+        """The message, the field ahead of it unless it names it: for forms that have no other place for the field."""
+        named = self.param is None or self.param in self.message
+        return self.message if named else f"{self.param}: {self.message}"
+
 
 class ClientError(AsrServerError):
     """The peer can mend it."""

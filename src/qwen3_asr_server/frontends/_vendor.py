@@ -45,9 +45,8 @@ def vendor_error(error: AsrServerError, request_id: str = "", codes: Codes = COD
         codes: status and code of classes for which the door has others than the usual ones.
     """
     request_id = request_id or new_request_id()
-    if error.param and error.param not in error.message:
-        error = copy.copy(error)
-        error.message = f"{error.param}: {error.message}"  # the form has no other place for the field
+    error = copy.copy(error)
+    error.message = error.located_message
     response = error_response(error, codes, request_id)
     response.headers[REQUEST_ID] = request_id
     return response

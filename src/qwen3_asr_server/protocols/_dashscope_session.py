@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from qwen3_asr_server.domain import AudioEncoding, AudioFormat, SessionConfig, TurnDetection
 from qwen3_asr_server.errors import InvalidValue
 from qwen3_asr_server.protocols._base import Capabilities
-from qwen3_asr_server.protocols._fields import Fields, JsonObject, supported
+from qwen3_asr_server.protocols._fields import Fields, JsonObject, quoted, supported
 from qwen3_asr_server.text import languages
 
 DEFAULT_SENSITIVITY: Final = 0.2
@@ -159,6 +159,25 @@ def probability_of(sensitivity: float, default_threshold: float, default: float 
     return default_threshold + share * (MOST_PROBABILITY - default_threshold)
 
 
+def forced_language(text: str | None, offered: frozenset[str], param: str) -> str | None:
+    """Return the wire code of the language that a client names; None where it is to be detected.
+
+    Args:
+        text: a code, a name, a dialect, `auto` or nothing.
+        offered: wire codes that the model knows.
+        param: the field, as the client named it.
+
+    Raises:
+        InvalidValue: there is no such language, or the model does not know it.
+    """
+    if text is None or text.strip().lower() in ("", "auto"):
+        return None
+    language = languages.find(text)
+    if language is None or language.forced_code not in offered:
+        raise InvalidValue(f"Invalid value: {quoted(text)}. {supported(sorted(offered))}", param=param)
+    return language.forced_code
+
+
 def merge(session: WireSession, changes: Fields, capabilities: Capabilities) -> WireSession:
     """Return `session` with the fields of a `session.update` laid over it.
 
@@ -207,7 +226,7 @@ def _with_transcription(session: WireSession, changes: Fields, capabilities: Cap
         return replace(session, transcription_given=False, language=None, context="")
     language, context = session.language, session.context
     if options.has("language"):
-        language = _language(options, capabilities.languages)
+        language = forced_language(options.text("language"), capabilities.languages, options.place("language"))
     if options.has("corpus_text"):
         context = _context(options, "corpus_text", capabilities.max_context_chars)
     if options.has("corpus"):
@@ -217,16 +236,6 @@ def _with_transcription(session: WireSession, changes: Fields, capabilities: Cap
         elif corpus.has("text"):
             context = _context(corpus, "text", capabilities.max_context_chars)
     return replace(session, transcription_given=True, language=language, context=context)
-
-
-def _language(options: Fields, offered: frozenset[str]) -> str | None:
-    text = options.text("language")
-    if text is None or text.strip().lower() in ("", "auto"):
-        return None
-    language = languages.find(text)
-    if language is None or language.forced_code not in offered:
-        raise options.refusal("language", supported(sorted(offered)))
-    return language.forced_code
 
 
 def _context(holder: Fields, name: str, max_chars: int) -> str:

@@ -14,9 +14,8 @@ from qwen3_asr_server.domain import SAMPLE_RATE, AudioEncoding, AudioFormat, Ses
 from qwen3_asr_server.errors import InvalidValue, UnknownModel
 from qwen3_asr_server.protocols._base import Capabilities, Offers
 from qwen3_asr_server.protocols._dashscope_instructions import object_in
-from qwen3_asr_server.protocols._dashscope_session import probability_of
-from qwen3_asr_server.protocols._fields import Fields, quoted, supported
-from qwen3_asr_server.text import languages
+from qwen3_asr_server.protocols._dashscope_session import forced_language, probability_of
+from qwen3_asr_server.protocols._fields import Fields, quoted
 from qwen3_asr_server.text.hotwords import BEFOREHAND, context_of
 from qwen3_asr_server.text.special_words import SpecialWords, special_words_of
 
@@ -139,13 +138,8 @@ def _model(payload: Fields, offers: Offers) -> tuple[str, Capabilities]:
 def _language(parameters: Fields, capabilities: Capabilities) -> str | None:
     """Return the language that all is in; several hints leave it to the model."""
     hints = [hint for hint in parameters.texts("language_hints") or () if hint.strip()]
-    if len(hints) != 1 or hints[0].strip().lower() == "auto":
-        return None
-    language = languages.find(hints[0])
-    if language is None or language.forced_code not in capabilities.languages:
-        expected = supported(sorted(capabilities.languages))
-        raise InvalidValue(f"Invalid value: {quoted(hints[0])}. {expected}", param=f"{PARAMETERS}.language_hints")
-    return language.forced_code
+    named = hints[0] if len(hints) == 1 else None
+    return forced_language(named, capabilities.languages, f"{PARAMETERS}.language_hints")
 
 
 def _texts(given: Fields) -> list[str]:

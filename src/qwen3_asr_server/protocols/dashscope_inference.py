@@ -205,12 +205,10 @@ class DashscopeInference(Machine):
     def _tell_failure(self, error: AsrServerError, task_id: str | None) -> None:
         wire = wire_error(error)
         code = wire.task_code or wire.code
-        named = error.param is not None and error.param not in error.message
-        said = f"{error.param}: {error.message}" if named else error.message
         self._errors.append(code)
         # Clients take an empty name for a broken connection.
         task_id = task_id or self._last_id or self._new_id("task_")
-        self._send("task-failed", task_id, error_code=code, error_message=said)
+        self._send("task-failed", task_id, error_code=code, error_message=error.located_message)
 
     def _send_results(self, results: Iterable[Payload], task: _Task) -> None:
         for payload in results:
