@@ -30,6 +30,16 @@ decided in each protocol's own file.
 from typing import ClassVar
 
 
+def located(message: str, param: str | None) -> str:
+    """Return a message with the field ahead of it, unless it names it: for forms without another place for the field.
+
+    Args:
+        message: as in `AsrServerError`.
+        param: as in `AsrServerError`.
+    """
+    return message if param is None or param in message else f"{param}: {message}"
+
+
 class AsrServerError(Exception):
     """Base of all errors here. Raise one of the subclasses.
 
@@ -46,12 +56,6 @@ class AsrServerError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-
-    @property
-    def located_message(self) -> str:
-        """The message, the field ahead of it unless it names it: for forms that have no other place for the field."""
-        named = self.param is None or self.param in self.message
-        return self.message if named else f"{self.param}: {self.message}"
 
 
 class ClientError(AsrServerError):

@@ -197,10 +197,10 @@ def test_a_model_that_cannot_be_loaded(door: str) -> None:
 
 
 WRONG_FIELDS = [
-    (REST, {"format": "docx"}, 400, None),
-    (REST, {"return_timestamps": "perhaps"}, 400, None),
-    (REST, {"dtype": "int4"}, 400, None),
-    (REST, {"url": "data:audio/wav;base64,AAAA"}, 400, None),
+    (REST, {"format": "docx"}, 400, "format"),
+    (REST, {"return_timestamps": "perhaps"}, 400, "return_timestamps"),
+    (REST, {"dtype": "int4"}, 400, "dtype"),
+    (REST, {"url": "data:audio/wav;base64,AAAA"}, 400, "url"),
     (OPENAI, {"language": "Klingon"}, 400, "language"),
     (OPENAI, {"language": "fr"}, 400, "language"),
     (OPENAI, {"model": "whisper-9"}, 404, "model"),
@@ -212,11 +212,11 @@ WRONG_FIELDS = [
 
 
 @pytest.mark.parametrize(("door", "fields", "status", "param"), WRONG_FIELDS)
-def test_wrong_fields(server: RunningServer, door: str, fields: dict[str, str], status: int, param: str | None) -> None:
+def test_wrong_fields(server: RunningServer, door: str, fields: dict[str, str], status: int, param: str) -> None:
     answer = post(server, door, **fields)
     assert answer.status_code == status
     error = broken(answer, door)
-    assert error.get("param") == param
+    assert param in error["message"] if door == REST else param == error["param"]
     assert_nothing_left(server)
 
 

@@ -33,6 +33,7 @@ from qwen3_asr_server.errors import (
     TooLarge,
     Unauthorized,
     UnknownModel,
+    located,
 )
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,8 @@ def _answer(path: str, failure: _Failure) -> JSONResponse:
 
 
 def _ours(failure: _Failure) -> JSONResponse:
-    body = {"code": failure.code, "message": failure.message, "request_id": failure.request_id}
+    message = located(failure.message, failure.param)
+    body = {"code": failure.code, "message": message, "request_id": failure.request_id}
     return JSONResponse(body, status_code=failure.status, headers=failure.headers)
 
 

@@ -5,7 +5,6 @@
 Codes are the vendor's where it has one for the case. Knows no audio; used by the doors `dashscope_*`.
 """
 
-import copy
 import json
 import re
 import uuid
@@ -45,8 +44,6 @@ def vendor_error(error: AsrServerError, request_id: str = "", codes: Codes = COD
         codes: status and code of classes for which the door has others than the usual ones.
     """
     request_id = request_id or new_request_id()
-    error = copy.copy(error)
-    error.message = error.located_message
     response = error_response(error, codes, request_id)
     response.headers[REQUEST_ID] = request_id
     return response

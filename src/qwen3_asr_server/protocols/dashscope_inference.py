@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, assert_never
 
 from qwen3_asr_server import messages
-from qwen3_asr_server.errors import AsrServerError, ClientError, InvalidAudio, InvalidEvent, ShuttingDown
+from qwen3_asr_server.errors import AsrServerError, ClientError, InvalidAudio, InvalidEvent, ShuttingDown, located
 from qwen3_asr_server.messages import Configure, Event
 from qwen3_asr_server.protocols._base import Close, Handshake, IdFactory, Offers, SessionRequest
 from qwen3_asr_server.protocols._dashscope_errors import wire_error
@@ -208,7 +208,7 @@ class DashscopeInference(Machine):
         self._errors.append(code)
         # Clients take an empty name for a broken connection.
         task_id = task_id or self._last_id or self._new_id("task_")
-        self._send("task-failed", task_id, error_code=code, error_message=error.located_message)
+        self._send("task-failed", task_id, error_code=code, error_message=located(error.message, error.param))
 
     def _send_results(self, results: Iterable[Payload], task: _Task) -> None:
         for payload in results:
