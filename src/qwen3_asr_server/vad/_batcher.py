@@ -180,7 +180,7 @@ class VadStream:
 
         Args:
             frames: float32 [n, 512], n from 1 to 64, mono, 16 kHz, in [-1, 1]. Not to be changed meanwhile.
-            deliver: called once.
+            deliver: called once. What it raises is logged, so that no other stream's answer is lost by it.
 
         Raises:
             EngineNotReady: the batcher does not run.
@@ -201,7 +201,12 @@ class VadStream:
             EngineNotReady: the batcher does not run, or was stopped meanwhile.
         """
         answer: asyncio.Future[Floats | AsrServerError] = asyncio.get_running_loop().create_future()
-        self.submit(frames, answer.set_result)
+
+        def deliver(outcome: Floats | AsrServerError) -> None:
+            if not answer.cancelled():  # its task is told of that only afterwards
+                answer.set_result(outcome)
+
+        self.submit(frames, deliver)
         try:
             scored = await answer
         except asyncio.CancelledError:
@@ -217,7 +222,7 @@ class VadStream:
             self._request.given_up = True
             self._batcher._waiting.discard(self._request)
             self._request = None
-            self.reset()
+        self.reset()
 
     def reset(self) -> None:
         """Forget what was heard: the next frame is the first. Has no effect on a score that is under way."""
@@ -276,7 +281,10 @@ class _Request:
         stream._request = None
         if isinstance(outcome, AsrServerError):
             stream.reset()
-        self.deliver(outcome)
+        try:
+            self.deliver(outcome)
+        except Exception:
+            logger.exception("what voice activity detection found could not be delivered")
 
 
 def _deliver(finished: "Sequence[_Request]") -> None:

@@ -281,6 +281,50 @@ async def test_a_cancelled_request_is_dropped_and_its_stream_starts_afresh() -> 
     assert model.calls == [[1]] * TURN_FRAMES + [[2, 3], [2]]
 
 
+@pytest.mark.parametrize("ended_by", ["answer", "close", "stop"])
+async def test_an_answer_that_comes_in_the_moment_of_a_cancellation(ended_by: str) -> None:
+    """The future is cancelled at once, its task is told at its next turn; the answer comes between the two."""
+    model = CountingModel(gated=True)
+    async with running(model) as batcher:
+        stream = batcher.open()
+        scored = await begin(stream, tagged(1, 2))
+        await model.entered()
+        (request,) = batcher._waiting
+        scored.cancel()
+        match ended_by:
+            case "answer":
+                request.answer(np.zeros(2, np.float32))
+            case "close":
+                stream.close()
+            case "stop":
+                model.step(2)
+                batcher.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await scored
+        if ended_by == "answer":
+            model.step(3)
+            np.testing.assert_allclose(await stream.score(tagged(2, 1)), [0], err_msg="it starts afresh")
+
+
+async def test_who_cannot_take_its_answer_keeps_it_from_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(answer: object) -> None:
+        raise RuntimeError("broken for the test")
+
+    model = CountingModel(gated=True)
+    async with running(model) as batcher:
+        first, second, third = (batcher.open() for _ in range(3))
+        held = await begin(first, tagged(0, 1))
+        await model.entered()
+        second.submit(tagged(1, 1), broken)
+        after_it = await begin(third, tagged(2, 1))
+        model.step(2)
+        assert [len(await held), len(await after_it)] == [1, 1]
+        assert model.calls == [[0], [1, 2]], "both were of one batch"
+    (record,) = caplog.records
+    assert record.exc_info
+    assert "broken for the test" in str(record.exc_info[1])
+
+
 async def test_a_stream_takes_one_request_at_a_time() -> None:
     model = CountingModel(gated=True)
     async with running(model) as batcher:
