@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from qwen3_asr_server.errors import InternalError, Overloaded
+from qwen3_asr_server.errors import Overloaded
 from qwen3_asr_server.frontends._errors import error_response
 from qwen3_asr_server.frontends._ids import new_id
 from qwen3_asr_server.frontends._sessions import Sessions
 from qwen3_asr_server.logs import session_context
 from qwen3_asr_server.messages import Closing, Command, Disconnect, Event, Partial
 from qwen3_asr_server.protocols._base import Close, Handshake, Offers, ServerProtocol, SessionRequest
+from qwen3_asr_server.runtime.incidents import internal_error
 from qwen3_asr_server.runtime.live import LiveSession
 from qwen3_asr_server.runtime.outbox import Outbox, OutboxClosed, OutboxOverflow
 from qwen3_asr_server.runtime.services import Services
@@ -173,7 +174,7 @@ class _Connection:
                     worked_s = 0.0
                     await asyncio.sleep(0)
         except Exception:  # noqa: BLE001 - the boundary of a connection
-            error = self._incident()
+            error = internal_error(_log, "connection failed")
             if self._sessions.live is None:
                 self._emit(Closing(error))
             else:
@@ -221,7 +222,7 @@ class _Connection:
         try:
             self._protocol.send_event(event)
         except Exception:  # noqa: BLE001 - a protocol that fails must not take the session's driver with it
-            self._incident()
+            _log.exception("connection failed")
             self._failed = True
             self._outbox.close()
             return
@@ -286,8 +287,3 @@ class _Connection:
         with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             async with asyncio.timeout(self._send_timeout_s):
                 await self._websocket.close(close.code, close.reason)
-
-    def _incident(self) -> InternalError:
-        error_id = uuid.uuid4().hex
-        _log.exception("connection failed", extra={"error_id": error_id})
-        return InternalError(f"Internal error {error_id}.")

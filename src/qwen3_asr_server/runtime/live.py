@@ -13,7 +13,6 @@ scheduler. It knows no protocol and no socket. Made by the services, driven by t
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,11 +22,12 @@ from typing import Final, assert_never
 from qwen3_asr_server import messages
 from qwen3_asr_server.audio.decoder import StreamDecoder
 from qwen3_asr_server.domain import SAMPLE_RATE, SessionConfig
-from qwen3_asr_server.errors import AsrServerError, IdleTimeout, InternalError, InvalidAudio
+from qwen3_asr_server.errors import AsrServerError, IdleTimeout, InvalidAudio
 from qwen3_asr_server.messages import Command, Event, Job, Outcome
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.alarm import Alarm, Clock
 from qwen3_asr_server.runtime.aligning import AlignerDesk
+from qwen3_asr_server.runtime.incidents import internal_error
 from qwen3_asr_server.runtime.scheduler import StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies, Telemetry
 from qwen3_asr_server.session.machine import SessionMachine
@@ -368,9 +368,7 @@ class LiveSession:
         try:
             yield
         except Exception:  # noqa: BLE001 - the boundary of a session
-            error_id = uuid.uuid4().hex
-            _log.exception("session failed", extra={"error_id": error_id})
-            self.end("error", InternalError(f"Internal error {error_id}."))
+            self.end("error", internal_error(_log, "session failed"))
 
     def _over(self, reason: str) -> None:
         if self._reason is None:

@@ -12,13 +12,15 @@ no HTTP. Made by the services.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import Final, Protocol
 
 from qwen3_asr_server.domain import SAMPLE_RATE, Hypothesis, Samples, StepKind, Word
 from qwen3_asr_server.errors import AsrServerError, InternalError
 from qwen3_asr_server.messages import Align, Aligned, Decode, DecodeFailed, Heard, Lost, Outcome
+from qwen3_asr_server.runtime.incidents import internal_error
 from qwen3_asr_server.runtime.lanes import Lane
 from qwen3_asr_server.runtime.live import Workers
 from qwen3_asr_server.session.options import SessionOptions
@@ -34,6 +36,8 @@ RETRY_AFTER_S: Final = (2.0, 15.0)
 """Pauses before a piece that failed is decoded again; after that many the recording fails. One that was lost with its
 engine is handed in at once, and waits for the next engine at the scheduler."""
 _SCORE_TIMEOUT_S: Final = 60.0
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[float, float | None], None]
 """Takes the seconds that are done and those there are in all, None while nobody knows. Must not block."""
@@ -178,16 +182,17 @@ class Recording:
 
     def deliver(self, outcome: Outcome) -> None:
         """Take in the answer to a decode."""
-        match outcome:
-            case Heard(piece=number, hypothesis=hypothesis):
-                self._heard(number, hypothesis)
-            case DecodeFailed(piece=number, error=error):
-                self._failed(number, error, lost=False)
-            case Lost(piece=number, error=error):
-                self._failed(number, error, lost=True)
-            case _:
-                raise AssertionError("only finals are asked for")
-        self._go_on()
+        with self._guarded():
+            match outcome:
+                case Heard(piece=number, hypothesis=hypothesis):
+                    self._heard(number, hypothesis)
+                case DecodeFailed(piece=number, error=error):
+                    self._failed(number, error, lost=False)
+                case Lost(piece=number, error=error):
+                    self._failed(number, error, lost=True)
+                case _:
+                    raise AssertionError("only finals are asked for")
+            self._go_on()
 
     # Audio
 
@@ -252,9 +257,10 @@ class Recording:
         self._aligner.submit(job, self._placed, recorded=True)
 
     def _placed(self, aligned: Aligned) -> None:
-        if aligned.piece in self._decodes:
-            self._settle(aligned.piece, aligned.words)
-            self._go_on()
+        with self._guarded():
+            if aligned.piece in self._decodes:
+                self._settle(aligned.piece, aligned.words)
+                self._go_on()
 
     def _settle(self, number: int, words: Sequence[Word]) -> None:
         piece, _ = self._decodes.pop(number)
@@ -268,6 +274,14 @@ class Recording:
         pause_s = 0.0 if lost else RETRY_AFTER_S[piece.failures]
         piece.failures += 1
         self._retries[number] = asyncio.get_running_loop().call_later(pause_s, self._submit, decode)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Let a fault of ours end this recording: it would be lost in whoever calls, and waited for here for ever."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - the boundary of a recording
+            self.end(internal_error(_log, "recording failed"))
 
     # Segments
 

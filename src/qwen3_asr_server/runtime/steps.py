@@ -6,7 +6,6 @@ id that the log repeats. Knows no queues and no sessions; the step scheduler is 
 
 import asyncio
 import logging
-import uuid
 from dataclasses import replace
 from typing import Final
 
@@ -14,6 +13,7 @@ from qwen3_asr_server.domain import SAMPLE_RATE, StepKind
 from qwen3_asr_server.engines._base import Engine, EngineStream
 from qwen3_asr_server.errors import AsrServerError, EngineCrashed, EngineTimeout
 from qwen3_asr_server.messages import Decode, DecodeFailed, Heard, Outcome, Skipped
+from qwen3_asr_server.runtime.incidents import incident
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,4 @@ def _failed(decode: Decode, error: AsrServerError) -> DecodeFailed:
 
 
 def _crash(message: str) -> EngineCrashed:
-    error_id = uuid.uuid4().hex
-    _log.exception(message, extra={"error_id": error_id})
-    return EngineCrashed(f"Recognition failed ({error_id}).")
+    return EngineCrashed(f"Recognition failed ({incident(_log, message)}).")

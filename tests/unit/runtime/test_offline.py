@@ -1,6 +1,7 @@
 """Recordings in virtual time: order, concurrency, contexts, failures, and that everything is given back."""
 
 import asyncio
+import traceback
 from collections import deque
 from collections.abc import Collection
 from contextlib import aclosing
@@ -457,6 +458,38 @@ async def test_an_engine_that_cannot_start_fails_it_too():
         place.scheduler.engine_failed(EngineNotReady("no weights"))
         with pytest.raises(EngineNotReady):
             await place.transcribe(utterances(2))
+
+
+@dataclass
+class WrongEngine(FakeEngine):
+    """Breaks the contract of engines."""
+
+    answer: object = None
+
+    def open_stream(self, options):
+        super().open_stream(options)
+        return WrongStream(self, options)
+
+
+class WrongStream(FakeStream):
+    async def step(self, audio, kind):
+        return self.engine.answer
+
+
+@virtual_time
+@pytest.mark.parametrize(("answer", "noticed_at"), [("no hypothesis", "its text"), (Hypothesis(5), "its words")])
+async def test_a_fault_of_ours_ends_the_recording_and_nothing_else(answer, noticed_at, caplog):
+    """It comes up in the scheduler or at the aligner's desk, where nobody waits for it."""
+    engine = WrongEngine(word_times=False, answer=answer)
+    async with studio(engine, aligner=FakeAligner()) as place:
+        with pytest.raises(InternalError, match="Internal error") as told:
+            await place.transcribe(utterances(3), words=True, use_previous_context=True)
+        engine.answer = Hypothesis("words")
+        assert len((await place.transcribe(utterances(3))).segments) == 3
+    (record,) = [record for record in caplog.records if record.message == "recording failed"]
+    assert record.error_id in told.value.message
+    calls = {frame.name for frame in traceback.extract_tb(record.exc_info[2])}
+    assert ("_placed" in calls) == (noticed_at == "its words")
 
 
 @virtual_time
