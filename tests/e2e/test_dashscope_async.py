@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,19 @@ async def test_wrong_requests(client: Client, headers: dict[str, str], content: 
     answer = await client.http.post(SUBMIT, content=content, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert set(answer.json()) == {"code", "message", "request_id"}
+
+
+async def test_a_request_that_stops_is_ended(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = server.server.state
+    monkeypatch.setattr(state, "source_limits", replace(state.source_limits, upload_stall_s=0.1))
+    host, _, port = server.http_url.removeprefix("http://").partition(":")
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with closing(writer):
+            head = [f"POST {SUBMIT} HTTP/1.1", f"Host: {host}", "X-DashScope-Async: enable", "Content-Length: 100"]
+            writer.write("\r\n".join([*head, "", '{"model": ']).encode())
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+            assert b'"code":"RequestTimeOut"' in await reader.readuntil(b"}")
 
 
 @pytest.mark.parametrize(
