@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     settings, address = _shared_flags()
     parser = argparse.ArgumentParser(
         prog="qwen3-asr-server",
-        description="Speech recognition, live by the DashScope Qwen-ASR protocol and of recordings.",
+        description="Speech recognition, live by DashScope's protocols and of recordings.",
         parents=[settings, address],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -33,6 +33,7 @@ _CODECS: Final = {
     "FLAC": "flac",
     "Opus": "opus",
     "Vorbis": "vorbis",
+    "Speex": "speex",
     "AMR": "amrnb",
     "AMR-WB": "amrwb",
     "WMA": "wmav2",
