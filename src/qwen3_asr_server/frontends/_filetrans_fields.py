@@ -16,6 +16,7 @@ from qwen3_asr_server.runtime.job_values import JobWish
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.runtime.sources import DataUrl, source_of
 from qwen3_asr_server.text.hotwords import SCHEMAS, context_of
+from qwen3_asr_server.text.languages import demand_known
 from qwen3_asr_server.text.special_words import special_words_of
 
 MAX_URLS: Final = 100
@@ -107,8 +108,7 @@ def _wish(fields: Mapping[str, Any], model: str, form: str, services: Services) 
     # Answers in this form always have words, as far as somebody can place them.
     words = services.info_of(model).word_times if enabled is None and form == MANY_FILES else bool(enabled)
     language = _language(fields)
-    if language is not None and language not in services.info_of(model).languages:
-        raise InvalidValue("The model does not know this language.", param="parameters.language")
+    demand_known(language, services.info_of(model).languages, "parameters.language")
     return JobWish(
         model,
         language,

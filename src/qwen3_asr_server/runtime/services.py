@@ -20,7 +20,7 @@ from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import SAMPLE_RATE, EngineInfo, SessionConfig, TurnDetection
 from qwen3_asr_server.engines import load_aligner
 from qwen3_asr_server.engines._base import Aligner, AlignerOptions, Engine
-from qwen3_asr_server.errors import AsrServerError, InternalError, InvalidValue, Overloaded, ShuttingDown
+from qwen3_asr_server.errors import AsrServerError, InternalError, Overloaded, ShuttingDown
 from qwen3_asr_server.messages import Event, Finish
 from qwen3_asr_server.metrics import Metrics
 from qwen3_asr_server.runtime.admission import Admission, Refused
@@ -38,6 +38,7 @@ from qwen3_asr_server.runtime.scheduler import StepScheduler
 from qwen3_asr_server.runtime.telemetry import Latencies
 from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from qwen3_asr_server.text.languages import demand_known
 from qwen3_asr_server.text.transcript import Transcript
 from qwen3_asr_server.vad import load_vad
 from qwen3_asr_server.vad._base import VadModel
@@ -266,8 +267,7 @@ class Services:
             InvalidValue: the model does not know the language.
         """
         name = model or self.models.default
-        if options.language is not None and options.language not in self.info_of(name).languages:
-            raise InvalidValue("The model does not know this language.", param="language")
+        demand_known(options.language, self.info_of(name).languages, "language")
         if options.turn_detection == TurnDetection():
             options = replace(options, turn_detection=TurnDetection(threshold=self._settings.vad_threshold))
         with self._refusals_counted(), self.recordings.admit(), self.pool.lease(name):

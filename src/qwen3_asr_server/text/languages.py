@@ -8,10 +8,12 @@ What keeps a session in its language is here too, as data: `established`, `INERT
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
+
+from qwen3_asr_server.errors import InvalidValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,23 @@ def find(text: str) -> Language | None:
     if _TAG.fullmatch(key):
         return index.get(key.partition("-")[0])
     return None
+
+
+def demand_known(code: str | None, known: Collection[str], param: str) -> None:
+    """Refuse to force a language that a model does not know.
+
+    Args:
+        code: of the language; None for one that is to be detected.
+        known: codes of those that the model knows.
+        param: the field, as the client named it.
+
+    Raises:
+        InvalidValue: it is not among them.
+    """
+    if code is not None and code not in known:
+        raise InvalidValue(
+            f"The model does not know the language {code}; it knows {', '.join(sorted(known))}.", param=param
+        )
 
 
 @dataclass(frozen=True, slots=True)
