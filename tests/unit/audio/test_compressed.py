@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_asr_server.audio.compressed import CompressedAudio, FramedEncoding
+from qwen3_asr_server.audio.frames import MAX_JUNK_BYTES
 from qwen3_asr_server.domain import AudioEncoding, Samples
 from qwen3_asr_server.errors import InvalidAudio
 from support import speech
@@ -195,6 +196,22 @@ def test_eight_channels_are_refused() -> None:
     """PyAV ends the process when it is asked for them."""
     with pytest.raises(InvalidAudio, match="no AAC audio"):
         decoded(AAC, framed("aac", chirp(0.3, 48_000), 48_000, 8, 400_000))
+
+
+def test_frames_that_cannot_be_decoded_are_not_endured_for_ever() -> None:
+    """As long as no fewer bytes of others come between them, they are passed over."""
+    undecodable, good = framed("aac", chirp(0.5, 48_000), 48_000, 8, 400_000), framed("aac", chirp(1), channels=2)
+    assert MAX_JUNK_BYTES / 4 < len(undecodable) < MAX_JUNK_BYTES / 2
+    stream = CompressedAudio(AAC, max_append_s=1200)
+    for _ in range(8):
+        stream.decode(undecodable)
+        stream.decode(good * (1 + len(undecodable) // len(good)))
+    for _ in range(2):
+        stream.decode(undecodable)
+    with pytest.raises(InvalidAudio, match="number of channels"):
+        stream.decode(undecodable * 3)
+    assert stream.broken
+    assert len(stream.flush()) == 0
 
 
 @pytest.mark.parametrize("name", ["mp3 16 kHz", "aac 16 kHz", "amr 12.2"])

@@ -52,6 +52,14 @@ def test_the_index_of_an_mp3_file_is_no_frame() -> None:
     assert b"Info" in before
 
 
+@pytest.mark.parametrize("at", [13, 21, 36])
+@pytest.mark.parametrize("mark", [b"Xing", b"Info", b"VBRI"])
+def test_an_index_is_known_by_its_mark(at: int, mark: bytes) -> None:
+    index = MP3_FRAMES[0][:at] + mark + MP3_FRAMES[0][at + 4 :]
+    is_one = mark != b"VBRI" or at == 36
+    assert frames_of(SyncFramer(MP3), index, *MP3_FRAMES) == [*([] if is_one else [index]), *MP3_FRAMES]
+
+
 @pytest.mark.parametrize("bit_rate", [8_000, 16_000, 24_000, 32_000, 64_000, 128_000, 320_000])
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000])
 def test_sizes_of_mp3_frames_follow_from_their_headers(rate: int, bit_rate: int) -> None:
@@ -78,6 +86,7 @@ def test_tags_are_passed_over_wherever_they_stand(tag: bytes, step: int) -> None
     framer = SyncFramer(MP3)
     assert frames_of(framer, *cut(data, range(0, len(data), step))) == MP3_FRAMES * 2
     assert not framer.broken
+    assert list(framer.feed(MP3_FRAMES[0])) == MP3_FRAMES[:1], "it is believed without another one: all of the tag is"
 
 
 @pytest.mark.parametrize("end", [b"TAG" + bytes(125), ape(300, header=False), b"LYRICSBEGIN and so on"])
@@ -97,10 +106,24 @@ def test_junk_is_passed_over_and_limited(syntax: Syntax, frames: list[bytes], ju
     assert framer.broken
 
 
+@pytest.mark.parametrize("frames", [0, 400], ids=["at once", "after many frames"])
+def test_the_limit_of_junk_is_inclusive_and_frames_save_none_up(frames: int) -> None:
+    good = MP3_FRAMES[1:2] * frames
+    framer = SyncFramer(MP3)
+    assert frames_of(framer, *good, bytes(MAX_JUNK_BYTES)) == good
+    with pytest.raises(InvalidAudio):
+        list(framer.feed(b"\0"))
+
+
 def test_more_junk_than_frames_is_not_endured_for_ever() -> None:
     framer, group = SyncFramer(MP3), bytes(20_000) + b"".join(MP3_FRAMES[:3])
     with pytest.raises(InvalidAudio):
         frames_of(framer, *[group] * 10)
+
+
+def test_the_first_frame_is_believed_if_the_next_is_of_its_kind() -> None:
+    slower = frames_of(SyncFramer(MP3), framed("mp3", LOW, 8_000))
+    assert frames_of(SyncFramer(MP3), MP3_FRAMES[0], *slower) == slower
 
 
 def test_a_frame_alone_is_believed_at_the_end_only() -> None:
