@@ -28,7 +28,7 @@ from qwen3_asr_server.session.options import SessionOptions
 from qwen3_asr_server.session.recorded import TranscribeOptions
 from qwen3_asr_server.text.context import PREVIOUS_CHARS
 from support.clock import clock, settle, virtual_time
-from support.fake_engine import FakeEngine, FakeStream
+from support.fake_engine import FakeEngine, FakeStream, Fatal
 from support.recorded import MemoryMedia, studio, tones
 
 ATTEMPTS = 1 + len(RETRY_AFTER_S)
@@ -130,14 +130,12 @@ async def test_segments_come_in_order_whatever_the_order_of_answers():
 
 @virtual_time
 async def test_each_segment_is_told_as_soon_as_it_is_there():
-    engine = SlowEngine(step_s=0.5)
-    async with studio(engine) as place:
-        media = MemoryMedia(utterances(5))
-        segments = Recording(place.workers, media, TranscribeOptions()).segments()
+    async with studio(SlowEngine(step_s=10.0), scheduling=SchedulerOptions(max_recorded=2)) as place:
+        began = clock()
+        segments = Recording(place.workers, MemoryMedia(utterances(5)), TranscribeOptions()).segments()
         async with aclosing(segments):
-            times = [clock() async for _ in segments]
-    assert times[0] < times[-1] + 0.01
-    assert engine.most > 1
+            times = [clock() - began async for _ in segments]
+    assert times == pytest.approx([10, 10, 20, 20, 30], abs=0.1)
 
 
 @virtual_time
@@ -230,6 +228,18 @@ async def test_progress_is_known_at_any_time(known):
         assert_progress(place.progress, len(audio) / SAMPLE_RATE)
         assert len({done for done, _ in place.progress}) > 8
         assert {total for _, total in place.progress[:-1]} >= ({len(audio) / SAMPLE_RATE} if known else {None})
+
+
+@virtual_time
+async def test_a_recording_that_is_longer_than_it_says():
+    class Understated(MemoryMedia):
+        duration_s = 4.0
+
+    audio = utterances(5)
+    async with studio(SlowEngine()) as place:
+        await place.transcribe(Understated(audio))
+        assert_progress(place.progress, len(audio) / SAMPLE_RATE)
+        assert place.progress[0][1] == 4.0
 
 
 # Memory
@@ -347,6 +357,8 @@ class FakeAligner:
     running: int = 0
     most: int = 0
     starts: int = 0
+    languages: list[str | None] = field(default_factory=list)
+    """Of what was to be placed."""
 
     async def start(self):
         self.starts += 1
@@ -355,6 +367,7 @@ class FakeAligner:
     async def stop(self): ...
 
     async def align(self, audio, text, language):
+        self.languages.append(language)
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -377,6 +390,29 @@ async def test_words_are_placed_piece_by_piece():
         assert_in_order(transcript)
         assert 1 < aligner.most <= 4
         assert not (await place.transcribe(utterances(2))).words
+
+
+@virtual_time
+@pytest.mark.parametrize(("heard", "asked"), [("zh", "zh"), (None, "en")])
+async def test_words_are_placed_in_the_language_that_was_heard_or_else_asked_for(heard, asked):
+    aligner = FakeAligner()
+    engine = SlowEngine(word_times=False, languages=deque([heard]))
+    async with studio(engine, aligner=aligner) as place:
+        await place.transcribe(utterances(1), words=True, language="en")
+    assert aligner.languages == [asked]
+
+
+@virtual_time
+async def test_words_of_a_recording_that_was_ended_are_not_placed():
+    aligner = FakeAligner(takes_s=20.0)
+    async with studio(FakeEngine(word_times=False), aligner=aligner) as place:
+        running = asyncio.create_task(place.transcribe(utterances(12), words=True))
+        await asyncio.sleep(5)
+        begun = len(aligner.languages)
+        assert aligner.running == begun < 12
+        running.cancel()
+        await asyncio.sleep(100)
+        assert (aligner.running, len(aligner.languages)) == (0, begun)
 
 
 @virtual_time
@@ -410,6 +446,15 @@ async def test_but_not_for_ever():
         with pytest.raises(EngineTimeout):
             await place.transcribe(utterances(1))
         assert len(engine.steps) == ATTEMPTS
+
+
+@virtual_time
+async def test_what_trying_again_does_not_mend_fails_at_once():
+    engine = FakeEngine(failures=deque([Fatal("never")]))
+    async with studio(engine) as place:
+        with pytest.raises(Fatal):
+            await place.transcribe(utterances(1))
+        assert len(engine.steps) == 1
 
 
 @virtual_time
@@ -550,12 +595,14 @@ async def test_so_does_whoever_reads_no_further():
 
 
 @virtual_time
-@pytest.mark.parametrize("after_s", [0.0, 0.05, 5.0])
-async def test_it_can_be_ended_at_any_time(after_s):
+@pytest.mark.parametrize(
+    ("count", "after_s"), [(30, 0.0), (30, 0.05), (30, 5.0), (2, 50.0)], ids=["0", "0.05", "5", "all is read"]
+)
+async def test_it_can_be_ended_at_any_time(count, after_s):
     engine = SlowEngine(step_s=100)
     async with studio(engine) as place:
         place.vad.score_s = 0.1
-        recording = Recording(place.workers, MemoryMedia(utterances(30)), TranscribeOptions(), SessionOptions())
+        recording = Recording(place.workers, MemoryMedia(utterances(count)), TranscribeOptions(), SessionOptions())
 
         async def run():
             return [segment async for segment in recording.segments()]
