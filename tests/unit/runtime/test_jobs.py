@@ -70,9 +70,11 @@ def new(id_: str, files: int = 1, owner: str | None = None) -> NewJob:
 
 
 @asynccontextmanager
-async def running(folder: Path, worker: Worker, *, most: int = 100, at_once: int = 2) -> AsyncIterator[Jobs]:
+async def running(
+    folder: Path, worker: Worker, *, most: int = 100, at_once: int = 2, keep_s: float = KEEP_S
+) -> AsyncIterator[Jobs]:
     """Run jobs while the block lasts; leaving it ends them as SIGTERM does."""
-    jobs = Jobs(JobsOptions(folder, KEEP_S, most, at_once), worker, Metrics(), asyncio.get_running_loop().time)
+    jobs = Jobs(JobsOptions(folder, keep_s, most, at_once), worker, Metrics(), asyncio.get_running_loop().time)
     task = asyncio.create_task(jobs.run())
     try:
         await holds(lambda: jobs.problem != "The server is starting.")
@@ -142,6 +144,17 @@ async def test_a_job_from_begin_to_end(tmp_path: Path) -> None:
             assert (result.url, result.wish, result.transcript.text) == (file.url, WISH, "hello")
             assert result.transcript.segments[0].language == "en"
     assert jobs.problem is not None
+
+
+@virtual_time
+async def test_nobody_knows_how_long_a_job_is_while_a_file_waits(tmp_path: Path) -> None:
+    worker = Worker()
+    worker.gate.clear()
+    async with running(tmp_path, worker, at_once=1) as jobs:
+        await jobs.submit(new("a", files=2))
+        await holds(lambda: worker.at_work == 1)
+        found = await status(jobs, "a")
+        assert (found.done_s, found.total_s) == (1.0, None)
 
 
 @virtual_time
@@ -264,6 +277,28 @@ async def test_cancelling_while_it_is_worked_on(tmp_path: Path) -> None:
         await until(jobs, "b", *OVER)
         assert len(results(tmp_path)) == 1
     assert worker.begun == ["a/0", "b/0"]
+
+
+@virtual_time
+async def test_what_was_heard_when_it_was_cancelled_is_not_kept(tmp_path: Path) -> None:
+    class Done(Worker):
+        """Has its result at the moment when it is cancelled."""
+
+        async def __call__(self, claim: Claim, progress: Progress) -> JobResult:
+            with suppress(asyncio.CancelledError):
+                return await super().__call__(claim, progress)
+            self.gate.set()
+            return await super().__call__(claim, progress)
+
+    worker = Done()
+    worker.gate.clear()
+    async with running(tmp_path, worker) as jobs:
+        await jobs.submit(new("a"))
+        await holds(lambda: worker.at_work == 1)
+        assert await jobs.cancel("a", None)
+        await holds(lambda: jobs.running == 0)
+        assert await state_of(jobs, "a") is JobState.CANCELED
+        assert results(tmp_path) == []
 
 
 @virtual_time
@@ -467,6 +502,16 @@ async def test_jobs_and_results_go_when_their_time_is_over(tmp_path: Path) -> No
         assert await jobs.find("secret-address", None) is None
         assert results(tmp_path) == []
         assert b"secret-address" not in everything_in(tmp_path)
+
+
+@virtual_time
+async def test_what_is_kept_for_seconds_goes_after_seconds(tmp_path: Path) -> None:
+    async with running(tmp_path, Worker(), keep_s=5) as jobs:
+        await jobs.submit(new("a"))
+        await until(jobs, "a", *OVER)
+        await asyncio.sleep(11)
+        assert await jobs.find("a", None) is None
+        assert results(tmp_path) == []
 
 
 @virtual_time
