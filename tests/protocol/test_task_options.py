@@ -113,6 +113,7 @@ ACCEPTED: list[tuple[str, object, dict[str, Any]]] = [
     ("language_hints", ["English"], {"language": "en"}),
     ("language_hints", ["zh-HK"], {"language": "yue"}),
     ("language_hints", ["zh", ""], {"language": "zh"}),
+    ("language_hints", [" ", "zh"], {"language": "zh"}),
     ("language_hints", ["zh", "en"], {"language": None}),
     ("language_hints", ["zh", "xx"], {"language": None}),
     ("language_hints", ["auto"], {"language": None}),
@@ -308,6 +309,8 @@ CONTEXTS: list[tuple[object, str]] = [
     ([{"role": "user", "content": "plain"}], "plain"),
     ([{"content": ["plain", {"text": "other"}]}], "plain\nother"),
     ([said("很好"), {"role": "user", "content": []}], "很好"),
+    ([said("x")] * 100, "\n".join(["x"] * 100)),
+    ([said(*["x"] * 100)], "\n".join(["x"] * 100)),
 ]
 WRONG_CONTEXTS: list[tuple[object, str]] = [
     ("hi", "payload.input.context: The context is a list of at most 100 messages."),
