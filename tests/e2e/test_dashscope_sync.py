@@ -91,7 +91,8 @@ def test_events_as_the_vendor_writes_them(server: RunningServer, text: str) -> N
     texts = [choice["message"]["content"][0]["text"] for choice in choices]
     assert texts[-1] == text
     for shorter, longer in itertools.pairwise(texts):
-        assert longer.startswith(shorter) != ""
+        assert shorter
+        assert longer.startswith(shorter)
     assert len({data["request_id"] for _, data in frames}) == 1
     seconds = [data["usage"]["seconds"] for _, data in frames]
     assert seconds == sorted(seconds)
