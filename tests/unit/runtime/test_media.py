@@ -208,6 +208,12 @@ async def test_decoding_makes_way_for_the_server(tmp_path: Path) -> None:
         assert os.getpriority(os.PRIO_PROCESS, child) == min(19, own + NICENESS)
 
 
+async def test_what_is_typed_in_the_terminal_does_not_reach_the_child(tmp_path: Path) -> None:
+    async with open_media(sparse_wav(tmp_path / "recording", SAMPLE_RATE, 600), LIMITS):
+        (child,) = media_workers()
+        assert os.getsid(child) == child
+
+
 async def test_the_child_does_not_see_our_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "hush")
     async with open_media(sparse_wav(tmp_path / "recording", 16_000, 600), LIMITS):
