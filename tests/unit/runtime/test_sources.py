@@ -445,8 +445,10 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["a.wav", "deep/er/ä b.wav", "deep/./er/ä b.wav", "deep//er/ä b.wav"])
 async def test_a_file_under_a_root_is_read(name: str, root: Path) -> None:
+    before = open_handles()
     for path in (f"{root}/{name}", f"file://{quote(f'{root}/{name}')}"):
         assert await bytes_of(source_of(path), replace(LIMITS, roots=(root.parent / "other", root))) == CONTENT
+    assert open_handles() <= before
 
 
 @pytest.mark.parametrize(
@@ -459,9 +461,11 @@ async def test_a_file_under_a_root_is_read(name: str, root: Path) -> None:
     ],
 )
 async def test_ways_out_of_a_root_are_refused(name: str, root: Path) -> None:
+    before = open_handles()
     with pytest.raises(SourceRefused) as refused:
         await bytes_of(ServerPath(f"{root}/{name}"), replace(LIMITS, roots=(root,)))
     assert str(root) not in refused.value.message
+    assert open_handles() <= before
 
 
 @pytest.mark.parametrize(
