@@ -22,10 +22,19 @@ from hypothesis import strategies as st
 
 from qwen3_asr_server.domain import SAMPLE_RATE
 from qwen3_asr_server.errors import MediaError, TooLarge, TooLong
-from qwen3_asr_server.runtime._media_wire import HEADER, Ended, Fault, MediaKind, Opened, packed, parsed
+from qwen3_asr_server.runtime._media_wire import (
+    HEADER,
+    MAX_BODY_BYTES,
+    Ended,
+    Fault,
+    MediaKind,
+    Opened,
+    packed,
+    parsed,
+)
 from qwen3_asr_server.runtime.media import MediaLimits, open_media
 from support.audio_files import chirp, tone, wav_bytes
-from support.children import media_workers
+from support.children import child_processes, media_workers
 from support.media_files import KINDS, read_media, sparse_wav, write_media
 
 LIMITS = MediaLimits()
@@ -266,6 +275,41 @@ async def test_a_process_that_crashes_harms_nobody(tmp_path: Path) -> None:
             with pytest.raises(MediaError, match="cannot be decoded"):
                 [block async for block in one.blocks()]
             assert sum([block.shape[1] async for block in two.blocks()]) == 3 * SAMPLE_RATE
+
+
+TAKEN_OVER = """
+import signal, sys
+sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))
+sys.stdout.flush()
+signal.pause()
+"""
+"""A decoding process in which a file has its way."""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        packed(bytes(8)),
+        packed(Ended(False)),
+        HEADER.pack(9, 0),
+        HEADER.pack(1, MAX_BODY_BYTES + 1),
+        packed(Opened(1, None)) * 2,
+        packed(Opened(1, None)) + packed(b""),
+        packed(Opened(2, None)) + packed(bytes(12)),
+        packed(Opened(1, None)) + HEADER.pack(1, MAX_BODY_BYTES + 1),
+    ],
+    ids=["audio", "end", "nonsense", "too long", "opened twice", "nothing", "half a sample", "opened and too long"],
+)
+async def test_a_process_that_says_something_else_is_ended_at_once(
+    said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = (sys.executable, "-IS", "-c", TAKEN_OVER, said.hex())
+    monkeypatch.setattr("qwen3_asr_server.runtime.media.WORKER", worker)
+    before = child_processes()
+    async with asyncio.timeout(LIMITS.stall_s / 2):
+        with pytest.raises(MediaError, match="cannot be decoded"):
+            await read_media(recording(tmp_path / "recording", "wav"), LIMITS)
+    assert child_processes() <= before
 
 
 SEEDS = ("wav", "mp3", "m4a", "flac", "ogg-opus", "webm", "amr", "mp4-video")
