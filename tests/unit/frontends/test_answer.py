@@ -4,13 +4,14 @@ import asyncio
 import gc
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 from fastapi.responses import PlainTextResponse, Response
 
 from qwen3_asr_server.errors import TooLarge
+from qwen3_asr_server.frontends import _answer
 from qwen3_asr_server.frontends._answer import Answer, Exchange, Work
 from qwen3_asr_server.frontends._errors import error_response
 
@@ -22,7 +23,7 @@ BODY: Sequence[Message] = [
 
 
 async def answered(
-    work: Work, messages: Sequence[Message] = BODY, *, leaves: bool = False, takes: bool = True
+    work: Work, messages: Iterable[Message] = BODY, *, leaves: bool = False, takes: bool = True
 ) -> list[Message]:
     """Return what is sent to a client that sends some messages, then leaves or waits."""
     sent: list[Message] = []
@@ -138,6 +139,23 @@ async def test_a_failure_after_the_first_event_is_an_event() -> None:
     assert name == "event: error"
     assert json.loads(data.removeprefix("data: "))["code"] == "PayloadTooLarge"
     assert not end["more_body"]
+
+
+async def refuse(exchange: Exchange) -> Response:
+    raise TooLarge("no")
+
+
+async def test_the_rest_of_a_refused_body_is_taken_in_before_the_answer() -> None:
+    coming = iter([BODY[0]] * 20 + [BODY[1]])
+    start, _ = await answered(refuse, coming)
+    assert start["status"] == 413
+    assert list(coming) == []
+
+
+async def test_a_refused_body_that_does_not_end_is_answered_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_answer, "_REST_S", 0.05)
+    start, _ = await answered(refuse, BODY[:1])
+    assert start["status"] == 413
 
 
 async def test_what_runs_beside_ends_with_the_work() -> None:
