@@ -37,6 +37,11 @@ def in_use(running: RunningServer) -> int:
     return running.services.admission.in_use
 
 
+def is_free(running: RunningServer) -> bool:
+    """Tell whether no session has a place or a model."""
+    return in_use(running) == running.services.pool.leases.count == 0
+
+
 def event_of(frame: dict[str, Any]) -> tuple[str, str]:
     return frame["header"]["event"], frame["header"]["task_id"]
 
@@ -65,8 +70,7 @@ async def test_tasks_one_after_the_other(packet_bytes: int) -> None:
                 await client.speak(UTTERANCE * 2, packet_bytes)
                 last = await client.finish(task_id)
                 assert (event_of(last), last["payload"]["output"]) == (("task-finished", task_id), {})
-                await until(lambda: in_use(running) == 0)
-                assert running.services.pool.leases.count == 0
+                await until(lambda: is_free(running))
             assert [(final["task"], final["sentence_id"]) for final in client.finals] == [
                 *(("first", 1), ("first", 2)),
                 *(("second", 1), ("second", 2)) * 2,
@@ -103,13 +107,13 @@ async def test_while_a_task_has_something_to_tell_no_other_begins() -> None:
 
 
 async def test_a_connection_that_is_not_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_websocket, "_UNUSED_S", 0.2)
+    monkeypatch.setattr(_websocket, "_UNUSED_S", 0.5)
     with serving() as running:
         async with task_client(running) as never, task_client(running) as client:
             await client.run()
             assert await closed(never) == 1000
             with pytest.raises(TimeoutError):  # the task keeps it open
-                await asyncio.wait_for(client.read_event(), 0.5)
+                await asyncio.wait_for(client.read_event(), 0.7)
             await client.finish()
             assert await closed(client) == 1000
 
@@ -249,8 +253,7 @@ async def test_no_task_begins_for_a_client_that_is_gone() -> None:
             protocol.send_binary(2 * SILENCE)  # decoded on a thread, while the connection ends
             protocol.send_close(1000)
             client.socket.transport.write(b"".join(protocol.data_to_send()))
-        await until(lambda: in_use(running) == 0)
-        assert running.services.pool.leases.count == 0
+        await until(lambda: is_free(running))
 
 
 async def test_a_server_that_shuts_down_tells_what_it_heard() -> None:

@@ -323,7 +323,7 @@ def assert_nothing_left(server: RunningServer) -> None:
     """Wait until no file, no decoding process and no place is held for a recording."""
     wait_until(lambda: not len(server.services.recordings) and not server.server.state.uploads.in_use)
     wait_until(lambda: not set(_stored()) - _BEFORE and not media_workers())
-    assert server.services.pool.leases.count == 0
+    wait_until(lambda: server.services.pool.leases.count == 0)
 
 
 def _stored() -> list[str]:
