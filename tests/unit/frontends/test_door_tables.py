@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from qwen3_asr_server.frontends import _errors, _vendor, dashscope_sync, dashscope_uploads, native, openai, openai_chat
+from qwen3_asr_server.frontends import (
+    _errors,
+    _filetrans,
+    _vendor,
+    dashscope_sync,
+    dashscope_uploads,
+    native,
+    openai,
+    openai_chat,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("rest", "openai", "dashscope_http", "dashscope_jobs")
@@ -62,3 +71,8 @@ def test_every_code_of_openais_form_is_explained(code: str) -> None:
 @pytest.mark.parametrize("code", sorted({code for _, code in _vendor.CODES.values()}))
 def test_every_code_of_dashscopes_form_is_explained(code: str) -> None:
     assert any(f"`{code}`" in row[0] for row in rows("dashscope_http"))
+
+
+@pytest.mark.parametrize("code", sorted({*_filetrans.CODES.values()}))
+def test_every_code_of_a_file_in_a_job_is_explained(code: str) -> None:
+    assert any(f"`{code}`" in row[0] for row in rows("dashscope_jobs"))
