@@ -12,6 +12,7 @@ from qwen3_asr_server.runtime.admission import Refused
 from qwen3_asr_server.runtime.from_settings import scheduler_options
 from qwen3_asr_server.runtime.services import Services
 from qwen3_asr_server.session.recorded import TranscribeOptions
+from support.clock import settle
 from support.energy_vad import EnergyVad
 from support.fake_engine import FakeEngine
 from support.recorded import MemoryMedia, tones
@@ -72,6 +73,19 @@ async def test_more_are_told_to_come_back():
                 await services.transcribe(MemoryMedia(AUDIO), OPTIONS)
             assert services.ready, "live sessions are let in all the same"
         assert services.metrics.registry.get_sample_value("asr_recordings_total", {"result": "aborted"}) == 2
+
+
+async def test_who_opened_a_recording_and_leaves_holds_nothing_any_more():
+    engine = GatedEngine()
+    async with Running(engine) as services:
+        with services.open_recording(MemoryMedia(AUDIO), OPTIONS) as recording:
+            reading = asyncio.create_task(anext(recording.segments()))
+            await engine.begun.wait()
+            assert engine.open_streams
+        await settle()
+        assert engine.open_streams == 0
+        reading.cancel()
+        await asyncio.wait({reading})
 
 
 async def test_a_language_that_the_model_does_not_know_is_refused_at_once():
