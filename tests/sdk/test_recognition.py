@@ -21,13 +21,11 @@ from support import speech
 from support.audio_files import ogg_opus
 from support.media_files import Kind, write_media
 from support.process import ServerProcess
-from support.recognition_sdk import MODEL, Listener, assert_sentences, recognition, send, text_of
+from support.recognition_sdk import MODEL, TWO_SENTENCES, Listener, assert_sentences, recognition, send, text_of
 from support.recorded_sdk import PROMPTS, SAMPLES, SECONDS, WORDS, wav
 
 pytestmark = [pytest.mark.sdk, pytest.mark.usefixtures("pointed_at_tasks")]
 
-TWO_SENTENCES = {"max_sentence_silence": 600}
-"""The recording has 1.2 s between its sentences."""
 NARROW_CLIP = speech.clip("queue-quantity1")
 """One that the embedded engine understands without the upper half of its spectrum too; there are few."""
 SPEEX = speech.DATA.parent / "formats" / "en-00.spx"

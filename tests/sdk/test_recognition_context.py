@@ -6,12 +6,10 @@ import pytest
 from dashscope.common.error import InvalidParameter
 
 from support import speech
-from support.recognition_sdk import assert_sentences, recognition, send, text_of
+from support.recognition_sdk import CONTEXT, assert_sentences, recognition, send, text_of
 from support.recorded_sdk import SAMPLES
 
 pytestmark = [pytest.mark.sdk, pytest.mark.usefixtures("pointed_at_tasks")]
-
-CONTEXT = {"context": [{"role": "user", "content": [{"type": "input_text", "text": "Conferences and queues."}]}]}
 
 
 def test_a_context_while_it_runs() -> None:

@@ -17,7 +17,15 @@ from dashscope.v2.resources.audio.asr import Recognition, RecognitionResult
 
 from support import speech
 from support.process import ServerProcess
-from support.recognition_sdk import MODEL, PACKET_BYTES, Sentence, assert_sentences, text_of
+from support.recognition_sdk import (
+    CONTEXT,
+    MODEL,
+    PACKET_BYTES,
+    TWO_SENTENCES,
+    Sentence,
+    assert_sentences,
+    text_of,
+)
 from support.recorded_sdk import PROMPTS, SAMPLES, wav
 
 pytestmark = [
@@ -26,7 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:no workspace configured:UserWarning"),  # about an address that is not used
 ]
 
-TWO_SENTENCES = {"max_sentence_silence": 600}
 TIMEOUT_S = 10.0
 RUNS = 5
 CLIP = speech.clip(PROMPTS[0])
@@ -84,7 +91,6 @@ def test_a_file_is_told_event_by_event(client: Any, tmp_path: Path) -> None:
 
 
 def test_options_and_contexts(client: Any) -> None:
-    context = {"context": [{"role": "user", "content": [{"type": "input_text", "text": "Conferences and queues."}]}]}
     recognition = client.audio.asr.recognize(
         model=MODEL,
         vocabulary_id="vocab-1",
@@ -92,11 +98,11 @@ def test_options_and_contexts(client: Any) -> None:
         disfluency_removal_enabled=True,
         diarization_enabled=False,
         parameters={"language_hints": ["en"], "heartbeat": True},
-        input=context,
+        input=CONTEXT,
     )
     with recognition:
         recognition.send_audio_frame(CLIP.pcm16[:PACKET_BYTES])
-        recognition.update_context(context)
+        recognition.update_context(CONTEXT)
         assert_sentences(finals_of(hear(recognition, CLIP.pcm16[PACKET_BYTES:])), CLIP.text)
 
 

@@ -22,6 +22,9 @@ MODEL = "fun-asr-realtime"
 PACKET_BYTES = 3200
 """100 ms at 16 kHz: what the vendor's samples send."""
 WAIT_S = 20.0
+TWO_SENTENCES = {"max_sentence_silence": 600}
+"""The recording has 1.2 s between its sentences."""
+CONTEXT = {"context": [{"role": "user", "content": [{"type": "input_text", "text": "Conferences and queues."}]}]}
 
 Sentence = dict[str, Any]
 
