@@ -209,6 +209,12 @@ class TestParameters:
         assert detection is not None
         assert detection.threshold == pytest.approx(probability)
 
+    @pytest.mark.parametrize("rate", [8000, 96_000])
+    @pytest.mark.parametrize("encoding", ["mp3", "opus", "speex", "aac", "amr"])
+    def test_audio_that_says_its_rate_itself_is_not_asked_for_it(self, encoding: str, rate: int) -> None:
+        config = started(parameters={"format": encoding, "sample_rate": rate})
+        assert config == replace(DEFAULTS, audio=AudioFormat(AudioEncoding(encoding)))
+
     @pytest.mark.parametrize("as_text", [False, True])
     def test_special_words_are_no_part_of_the_session(self, as_text: bool) -> None:
         words: object = {"filter_with_signed": {"word_list": ["darn"]}, "filter_with_empty": {"word_list": ["um"]}}
