@@ -11,7 +11,7 @@ import pytest
 from qwen3_asr_server.domain import Word
 from qwen3_asr_server.errors import AsrServerError, InvalidValue, UnknownModel
 from qwen3_asr_server.frontends._filetrans import CODES, MANY_FILES, ONE_FILE, result_file, task_of
-from qwen3_asr_server.frontends._filetrans_fields import MAX_URLS, SCHEMA, request_of
+from qwen3_asr_server.frontends._filetrans_fields import MAX_URL_CHARS, MAX_URLS, SCHEMA, request_of
 from qwen3_asr_server.runtime._media_wire import MediaKind
 from qwen3_asr_server.runtime.job_results import JobResult
 from qwen3_asr_server.runtime.job_values import Failure, Job, JobFile, JobState, JobStatus, JobWish
@@ -81,6 +81,14 @@ def test_models(services: Services, model: str) -> None:
     assert request_of(ONE | {"model": model}, services).wish.model == "none"
 
 
+LONGEST_URL = "http://host/".ljust(MAX_URL_CHARS, "a")
+
+
+@pytest.mark.parametrize("urls", [["http://host/a"] * MAX_URLS, [LONGEST_URL]], ids=["many", "long"])
+def test_the_limits_of_files_are_inclusive(services: Services, urls: list[str]) -> None:
+    assert request_of({"model": "fun-asr", "input": {"file_urls": urls}}, services).urls == tuple(urls)
+
+
 INPUT_FAULTS: dict[str, Any] = {
     "no input": None,
     "no file": {},
@@ -91,7 +99,7 @@ INPUT_FAULTS: dict[str, Any] = {
     "files that are a string": {"file_urls": "http://host/a"},
     "a file that is no string": {"file_urls": [None]},
     "too many": {"file_urls": ["http://host/a"] * (MAX_URLS + 1)},
-    "too long": {"file_url": "http://host/" + "a" * 9000},
+    "too long": {"file_url": LONGEST_URL + "a"},
     "a data URL": {"file_url": "data:audio/wav;base64,AAAA"},
     "another scheme": {"file_url": "ftp://host/a"},
     "half a character": {"file_url": "http://host/\ud800"},
