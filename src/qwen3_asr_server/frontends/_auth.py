@@ -132,7 +132,10 @@ class Origins:
         """
         if origin is None or self._any:
             return True
-        parts = urlsplit(origin.lower())
+        try:
+            parts = urlsplit(origin.lower())
+        except ValueError:
+            return False
         place = _host_and_port(parts.netloc, parts.scheme)
         if place is None:
             return False
@@ -229,8 +232,8 @@ def _without_ticket(query: bytes) -> tuple[bytes, str | None]:
 
 def _host_and_port(netloc: str, scheme: str) -> tuple[str, int | None] | None:
     """Return host and port, the port filled in from the scheme; None for what is no address."""
-    parts = urlsplit(f"//{netloc}")
     try:
+        parts = urlsplit(f"//{netloc}")
         port = parts.port
     except ValueError:
         return None

@@ -135,6 +135,8 @@ def test_tickets_are_bounded_and_expired_ones_make_room() -> None:
         ([], "", "asr:8001", False),
         ([], "http://", "", False),
         ([], "http://asr:port", "asr:port", False),
+        ([], "http://[::1", "asr:8001", False),
+        ([], "http://asr:8001", "[::1", False),
         (["https://app.example.com"], "https://app.example.com", "asr:8001", True),
         (["https://app.example.com/"], "https://app.example.com:443", "asr:8001", True),
         (["https://app.example.com"], "http://app.example.com", "asr:8001", False),
