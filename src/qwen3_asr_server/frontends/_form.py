@@ -165,12 +165,14 @@ async def _unpacked(fields: Fields, limits: SourceLimits, files: AsyncExitStack)
     if url[:5].lower() == "data:":
         del others[URL]
         path = await files.enter_async_context(fetched(DataUrl(url), limits))
-    if sum(len(value) for values in others.values() for value in values) > MAX_FIELDS_BYTES:
+    if sum(len(text) for name, values in others.items() for text in (name, *values)) > MAX_FIELDS_BYTES:
         raise TooLarge(f"The fields beside a data URL have at most {MAX_FIELDS_BYTES} characters together.")
     return Fields(others), path
 
 
 def _from_object(values: dict[str, Any]) -> dict[str, list[str]]:
+    if len(values) > MAX_PARTS:
+        raise InvalidValue(f"The body has at most {MAX_PARTS} fields.")
     return {name: _strings(name, value) for name, value in values.items() if value is not None}
 
 

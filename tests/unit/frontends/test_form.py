@@ -109,7 +109,10 @@ PAIRS = {"content-type": "application/x-www-form-urlencoded"}
         (b'{"x": [' + b"1," * MAX_PARTS + b"1]}", JSON),
         (b'{"corpus": "' + b"x" * 10 + b'", "vocabulary": ["' + b"x" * MAX_FIELDS_BYTES + b'"]}', JSON),
         (b'{"url": "data:,x", "x": "' + b"x" * MAX_FIELDS_BYTES + b'y"}', JSON),
+        (b"{" + b",".join(b'"%d": ""' % number for number in range(MAX_PARTS + 1)) + b"}", JSON),
+        (b'{"' + b"x" * MAX_FIELDS_BYTES + b'y": ""}', JSON),
         (b"&".join([b"x=1"] * (MAX_PARTS + 1)), PAIRS),
+        (b"x" * MAX_FIELDS_BYTES + b"y=", PAIRS),
     ],
 )
 async def test_fields_that_are_too_deep_or_too_many(body: bytes, headers: dict[str, str]) -> None:
