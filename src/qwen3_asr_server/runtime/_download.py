@@ -59,11 +59,9 @@ async def download(text: str, max_bytes: int, limits: WebLimits, write: Callable
                 location = await _fetch(pool, url, max_bytes, limits, write)
                 if location is None:
                     return
-                url = _parsed(url.join(location))
+                url = _parsed(_joined(url, location))
     except (TimeoutError, httpcore.TimeoutException):
         raise SourceUnreachable("The URL's server took too long.") from None
-    except httpx.InvalidURL:
-        raise SourceUnreachable("The URL's server redirects to something that is no URL.") from None
     except _FAILURES:
         raise SourceUnreachable("The URL's server cannot be reached, or broke off.") from None
     raise SourceUnreachable("The URL is redirected too often.")
@@ -98,6 +96,13 @@ async def _fetch(
                 raise too_large(max_bytes)
             await write(chunk)
     return None
+
+
+def _joined(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        return url.join(location)
+    except (httpx.InvalidURL, ValueError):  # the latter from `urljoin`, which reads addresses in its own way
+        raise SourceUnreachable("The URL's server redirects to something that is no URL.") from None
 
 
 def _parsed(text: str | httpx.URL) -> httpx.URL:

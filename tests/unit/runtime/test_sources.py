@@ -264,7 +264,7 @@ async def test_a_redirect_to_a_refused_address_is_refused(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1/x", "http://", "http://[::"]
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1/x", "http://", "http://[::", "http:////["]
 )
 async def test_a_redirect_to_another_scheme_is_not_followed(target: str) -> None:
     async with web_server() as server:
