@@ -4,16 +4,18 @@ Knows neither where the bytes come from nor what becomes of the file.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
 
 from qwen3_asr_server.errors import IdleTimeout, Overloaded, TooLarge
 
 LONGEST_UPLOAD_S: Final = 3600.0
 """A byte now and then would hold its place without end."""
 _WRITE_BYTES: Final = 1024 * 1024
+
+T = TypeVar("T")
 
 
 class FileWriter:
@@ -102,6 +104,18 @@ async def receive(
                 await store.write(chunk)
     except TimeoutError:
         raise IdleTimeout("The upload stopped before its end, or takes too long.") from None
+
+
+async def made_on_thread(make: Callable[[], T], give_back: Callable[[T], object]) -> T:
+    """Make something on a thread, and give it back if the one who wanted it leaves meanwhile."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(
+            lambda made: None if made.cancelled() or made.exception() is not None else give_back(made.result())
+        )
+        raise
 
 
 def private_folder(path: Path) -> Path:

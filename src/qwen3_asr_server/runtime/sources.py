@@ -12,17 +12,26 @@ import base64
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import BinaryIO, Final, assert_never
 from urllib.parse import unquote, unquote_to_bytes
 
 from qwen3_asr_server.errors import InvalidValue, SourceRefused, SourceUnreachable
 from qwen3_asr_server.runtime._download import WebLimits, download
-from qwen3_asr_server.runtime._storing import LONGEST_UPLOAD_S, FileWriter, closing, receive, room_needed, too_large
+from qwen3_asr_server.runtime._storing import (
+    LONGEST_UPLOAD_S,
+    FileWriter,
+    closing,
+    made_on_thread,
+    receive,
+    room_needed,
+    too_large,
+)
 from qwen3_asr_server.runtime.uploads import UploadFolder, no_such_upload
 
 _BASE64_STEP: Final = 4 * 256 * 1024
@@ -133,11 +142,11 @@ async def fetched(source: Source, limits: SourceLimits) -> AsyncIterator[Path]:
         yield source.path
         return
     if isinstance(source, ServerPath | StoredUpload):
-        with await _on_thread(partial(_opened, source, limits)) as file:
+        with await made_on_thread(partial(_opened, source, limits), methodcaller("close")) as file:
             yield Path(f"/dev/fd/{file.fileno()}")
         return
     with room_needed():
-        stored = await _on_thread(tempfile.TemporaryFile)
+        stored = await made_on_thread(tempfile.TemporaryFile, methodcaller("close"))
     with closing(stored):
         store = FileWriter(stored, limits.max_bytes)
         await _write(source, store, limits)
@@ -210,21 +219,6 @@ def _from_base64(text: str, *, last: bool = False) -> tuple[bytes, str]:
         return base64.b64decode(plain[:whole], validate=True), plain[whole:]
     except ValueError:
         raise InvalidValue("The data URL is not valid base64.") from None
-
-
-async def _on_thread(opener: Callable[[], BinaryIO]) -> BinaryIO:
-    """Open a file on a thread, and close it there if the one who wanted it leaves meanwhile."""
-    opening = asyncio.ensure_future(asyncio.to_thread(opener))
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_opened)
-        raise
-
-
-def _close_opened(opening: "asyncio.Future[BinaryIO]") -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
 
 
 def _opened(source: ServerPath | StoredUpload, limits: SourceLimits) -> BinaryIO:

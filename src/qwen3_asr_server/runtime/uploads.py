@@ -21,11 +21,12 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
 from qwen3_asr_server.errors import InvalidValue, Overloaded, SourceUnreachable
-from qwen3_asr_server.runtime._storing import FileWriter, closing, private_folder, receive, room_needed
+from qwen3_asr_server.runtime._storing import FileWriter, closing, made_on_thread, private_folder, receive, room_needed
 
 SWEEP_INTERVAL_S: Final = 600.0
 """Between two sweeps, unless files are kept for a shorter time."""
@@ -129,7 +130,7 @@ class Uploads:
         place = self.folder.place_of(key)
         self.demand_room()
         with room_needed():
-            part = await asyncio.to_thread(_Part, self.folder.path)
+            part = await made_on_thread(partial(_Part, self.folder.path), _Part.end)
         try:
             writer = FileWriter(part.file, max_bytes)
             await receive(self._counted(chunks, part), stall_s, writer)

@@ -4,9 +4,11 @@ import asyncio
 import fcntl
 import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +162,29 @@ async def test_nothing_half_written_stays(disk: Disk) -> None:
     assert not disk.files
     await disk.store(KEY, bytes(5_000))  # and nothing counts as stored
     await disk.store(f"{FOLDER}/second", bytes(4_999))
+
+
+async def test_who_leaves_while_a_file_is_made_leaves_none(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, go_on = threading.Event(), threading.Event()
+    make = tempfile.mkstemp
+
+    def slowly(**where: Any) -> tuple[int, str]:
+        found = make(**where)
+        made.set()
+        go_on.wait(10)
+        return found
+
+    monkeypatch.setattr(tempfile, "mkstemp", slowly)
+    leaving = asyncio.create_task(disk.store())
+    await asyncio.to_thread(made.wait)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert leaving.cancelled()
+    assert len(disk.files) == 1
+    go_on.set()
+    async with asyncio.timeout(10):
+        while disk.files:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
 
 
 async def test_all_files_together_are_bounded(disk: Disk) -> None:
