@@ -285,23 +285,31 @@ async def test_refusals_are_counted() -> None:
     assert 'asr_sessions_refused_total{reason="forbidden"} 1.0' in numbers
 
 
-async def test_a_page_that_is_allowed_comes_in() -> None:
+@pytest.mark.parametrize("allowed", ["https://app.example.com", "https://app.example.com/", "app.example.com", "*"])
+async def test_a_page_that_is_allowed_comes_in(allowed: str) -> None:
     page = "https://app.example.com"
-    with fake_server(allowed_origins=page, api_keys=KEY) as running:
+    with fake_server(allowed_origins=allowed, api_keys=KEY) as running:
         preflight = ask(
             "OPTIONS",
             f"{running.http_url}/api/tickets",
             headers={
                 "Origin": page,
                 "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization",
+                "Access-Control-Request-Headers": "authorization, x-dashscope-async, x-stainless-os",
             },
         )
         answer = post(f"{running.http_url}/api/tickets", headers={"Origin": page, **BEARER})
         async with raw_client(f"{running.ws_url}?ticket={answer.json()['ticket']}", origin=page) as client:
             await client.read_until("session.created")
-    assert preflight.headers["access-control-allow-origin"] == page
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, page)
     assert answer.headers["access-control-allow-origin"] == page
+
+
+def test_a_page_that_is_not_allowed_reads_nothing() -> None:
+    page = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    with fake_server(allowed_origins="https://app.example.com") as running:
+        answers = [ask("OPTIONS", f"{running.http_url}/api/tickets", headers=page), get(running.http_url, headers=page)]
+    assert not any("access-control-allow-origin" in answer.headers for answer in answers)
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,13 @@ from typing import Final
 import uvicorn
 from fastapi import APIRouter, FastAPI, WebSocket
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from qwen3_asr_server import __version__, frontends
 from qwen3_asr_server.config import Settings
 from qwen3_asr_server.domain import TurnDetection
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.frontends import _errors
-from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Tickets
+from qwen3_asr_server.frontends._auth import AccessControl, ApiKeys, Origins, Readers, Tickets
 from qwen3_asr_server.frontends._bodies import Bodies
 from qwen3_asr_server.frontends._documents import document
 from qwen3_asr_server.frontends._recordings import TIME_HEADERS, TRUNCATED_HEADER
@@ -205,21 +204,16 @@ def _guard(app: FastAPI, settings: Settings, state: AppState) -> None:
         logger.info("refused", extra={"reason": reason})
         state.services.metrics.sessions_refused.labels(reason).inc()
 
+    origins = Origins(settings.allowed_origins)
     app.add_middleware(
         AccessControl,
         keys=ApiKeys(key.get_secret_value() for key in settings.api_keys),
         tickets=state.tickets,
-        origins=Origins(settings.allowed_origins),
+        origins=origins,
         on_refusal=on_refusal,
     )
     if settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After", *TIME_HEADERS, TRUNCATED_HEADER],
-        )
+        app.add_middleware(Readers, origins=origins, exposed=["Retry-After", *TIME_HEADERS, TRUNCATED_HEADER])
 
 
 @asynccontextmanager

@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen3_asr_server.errors import AsrServerError, Forbidden, Overloaded, Unauthorized
@@ -210,6 +211,24 @@ class AccessControl:
         if scope["type"] == "http" and _is_open(scope["path"], scope["method"]):
             return None
         raise Unauthorized("The API key is missing or wrong: send it as `Authorization: Bearer <key>`.")
+
+
+class Readers(CORSMiddleware):
+    """ASGI middleware: tells browsers that pages of some origins may read the answers; the same that may ask.
+
+    Args:
+        app: what answers.
+        origins: which pages may.
+        exposed: headers of answers that they may read too.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Origins, exposed: Sequence[str]) -> None:
+        super().__init__(app, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed)
+        self._origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Say whether a page may read, whichever way the setting writes its origin."""
+        return self._origins.allows(origin, host="")
 
 
 def _is_open(path: str, method: str) -> bool:
