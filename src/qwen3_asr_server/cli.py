@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from qwen3_asr_server import __version__, logs
 from qwen3_asr_server.commands import _inspection as inspection
 from qwen3_asr_server.commands._jobs import Wishes
+from qwen3_asr_server.commands._screen import drop_output
 from qwen3_asr_server.commands.transcribe import FILES_AT_ONCE, add_arguments, transcribe_files
 from qwen3_asr_server.config import READERS, Settings, explain
 from qwen3_asr_server.errors import AsrServerError, EngineNotReady
@@ -102,6 +103,26 @@ def transcribe(settings: Settings, **given: Any) -> int:
 
 def doctor(settings: Settings) -> int:
     """Say what is installed, which engine would run and why, and what is missing; return 0 if `serve` would work."""
+    try:
+        return _examine(settings)
+    except BrokenPipeError:  # as of `doctor | head`
+        drop_output()
+        return 1
+
+
+def download(settings: Settings) -> int:
+    """Fetch weights from the hub, with progress, and say where they are."""
+    from qwen3_asr_server.engines._hub import fetch
+
+    model = settings.qwen3_asr_model_path
+    folder = fetch(model, settings.model_hub)
+    print(f"{model} is in {folder}")
+    if settings.model_hub != "huggingface":  # whose names engines know how to find
+        print(f"Set QWEN3_ASR_MODEL_PATH={folder}")
+    return 0
+
+
+def _examine(settings: Settings) -> int:
     from qwen3_asr_server.engines import choose_engine
     from qwen3_asr_server.engines._base import EngineOptions
     from qwen3_asr_server.frontends._app import all_warnings
@@ -129,18 +150,6 @@ def doctor(settings: Settings) -> int:
     _report(("vad", f"{services.vad_name} loads and answers"))
     _report(*(("warning", text) for text in [*all_warnings(settings, services), *_port_warning(settings)]))
     return 0 if complete else 1
-
-
-def download(settings: Settings) -> int:
-    """Fetch weights from the hub, with progress, and say where they are."""
-    from qwen3_asr_server.engines._hub import fetch
-
-    model = settings.qwen3_asr_model_path
-    folder = fetch(model, settings.model_hub)
-    print(f"{model} is in {folder}")
-    if settings.model_hub != "huggingface":  # whose names engines know how to find
-        print(f"Set QWEN3_ASR_MODEL_PATH={folder}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,7 +250,7 @@ def _gpus() -> Iterator[tuple[str, str]]:
 def _report(*rows: tuple[str, str]) -> bool:
     """Print rows; say whether none of them is a failure."""
     for topic, text in rows:
-        print(f"{topic:<14} {text}")
+        print(f"{topic:<14} {text}", flush=True)
     return all(topic != inspection.FAILED for topic, _ in rows)
 
 

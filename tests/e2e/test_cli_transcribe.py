@@ -125,6 +125,15 @@ def test_a_reader_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
     assert errors == b"qwen3-asr-server: Standard output cannot be written: Broken pipe.\n"
 
 
+def test_standard_output_that_is_closed_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "short.flac").write_bytes(speech.clip("queue-thankyou").path.read_bytes())
+    command = [sys.executable, "-m", "qwen3_asr_server", "transcribe", "short.flac", "--stdout", "--quiet"]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    ended = subprocess.run(closed, cwd=tmp_path, stderr=subprocess.PIPE, timeout=DEADLINE_S, check=False)
+    assert ended.stderr == b"qwen3-asr-server: Standard output cannot be written: Bad file descriptor.\n"
+    assert ended.returncode == 1
+
+
 def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not path.exists():

@@ -255,6 +255,16 @@ def test_doctor_tries_what_serve_would(capsys: pytest.CaptureFixture[str], monke
     assert __version__ in lines[0]
 
 
+def test_doctor_may_be_cut_short_by_its_reader() -> None:
+    command = [sys.executable, "-m", "qwen3_asr_server", "doctor", "--engine", "none"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_doctor_warns_of_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run("doctor", "--port", str(taken.getsockname()[1])) == 0

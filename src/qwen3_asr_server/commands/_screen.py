@@ -1,9 +1,10 @@
-"""Standard error of a command: sentences, and bars of progress where a person may be looking.
+"""Standard error of a command: sentences, and bars of progress where a person may be looking; how its output ends.
 
 The bars are rich's. They go away with the end of the command, so that what stays is what was said. Knows nothing of
 what the command does.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,11 @@ class Bar:
     def heard(self, done_s: float, total_s: float | None) -> None:
         """Show how much of a recording is transcribed, in seconds."""
         self.show(done_s, total_s, f"{done_s:.0f}/{total_s:.0f} s" if total_s else f"{done_s:.0f} s")
+
+
+def drop_output() -> None:
+    """Lead standard output nowhere, once nobody reads it: what is left in its buffer must not fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bars() -> "Progress":

@@ -9,6 +9,7 @@ their turn. Knows no settings, no engine by name and no formats of audio; `cli` 
 
 import argparse
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from qwen3_asr_server.commands._jobs import (
     shown,
     write,
 )
-from qwen3_asr_server.commands._screen import Screen
+from qwen3_asr_server.commands._screen import Screen, drop_output
 from qwen3_asr_server.commands._transcriber import Abilities, Transcriber, Written
 from qwen3_asr_server.errors import AsrServerError
 from qwen3_asr_server.text.languages import find
@@ -210,10 +211,11 @@ def _vain(wishes: Wishes, abilities: Abilities) -> Iterator[str]:
 
 def _print(content: bytes) -> None:
     """Write to standard output, in UTF-8 whatever the locale."""
+    if sys.stdout is None:  # closed by whoever started the process
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer must not fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         raise
