@@ -18,9 +18,9 @@ from typing import Any, Final
 from fastapi.responses import Response
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from qwen3_asr_server.errors import AsrServerError, InternalError
+from qwen3_asr_server.errors import AsrServerError, InternalError, ShuttingDown
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +149,19 @@ def event_of(data: object, name: str | None = None) -> str:
     return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
+class _Sending:
+    """The way to a client, which knows whether an answer has begun on it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self.begun = True
+        await self._send(message)
+
+
 Work = Callable[[Exchange], Awaitable[Response | None]]
 """Returns the answer, or None when it has told events."""
 
@@ -179,7 +192,17 @@ class Answer(Response):
         self._send_timeout_s = send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Do the work and answer, unless the client leaves before."""
+        """Do the work and answer, unless the client leaves before, or the server waits no longer for its end."""
+        sent = _Sending(send)
+        try:
+            await self._work_and_answer(scope, receive, sent)
+        except asyncio.CancelledError:
+            if sent.begun:
+                raise
+            # The cancellation ends here: whoever sent it wants the request over, and that it is.
+            await self._failure(ShuttingDown("The server is shutting down."))(scope, receive, send)
+
+    async def _work_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 exchange = Exchange(Headers(scope=scope), group, send, self._send_timeout_s)

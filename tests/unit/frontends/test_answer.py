@@ -69,6 +69,33 @@ async def test_work_ends_when_the_client_leaves(messages: Sequence[Message]) -> 
     assert ended
 
 
+@pytest.mark.parametrize("told", [False, True])
+async def test_who_waits_for_a_server_that_ends_is_told_in_the_form_of_the_door(told: bool) -> None:
+    sent: list[Message] = []
+    waiting = asyncio.Event()
+
+    async def work(exchange: Exchange) -> None:
+        if told:
+            await exchange.tell({})
+        waiting.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    answer = Answer(work, error_response, send_timeout_s=5)
+    task = asyncio.create_task(answer({"type": "http", "method": "POST", "headers": []}, receive, send))
+    await waiting.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled() is told
+    assert sent[0]["status"] == (200 if told else 503)
+    assert told or json.loads(sent[1]["body"])["code"] == "Throttling"
+
+
 class Held:
     """Stands for a long data URL."""
 
