@@ -295,6 +295,7 @@ def broken(answer: httpx.Response, door: str) -> dict[str, Any]:
     """Return the error in an answer of the door's form; no place on this machine is in it."""
     assert "Traceback" not in answer.text
     assert not any(place in answer.text for place in ("/dev/", "/tmp", "/proc", "/home"))
+    assert answer.headers.get("x-request-id") or "text/event-stream" in answer.headers["content-type"]
     return DOORS[door].error(answer)
 
 

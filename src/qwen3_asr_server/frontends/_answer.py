@@ -230,11 +230,12 @@ class Answer(Response):
         except Exception:  # noqa: BLE001 - the boundary of a request
             _log.exception("a request failed")
             response = self._failure(InternalError("The server failed; its log has the details."))
-        if exchange.begun and response.media_type == EVENT_STREAM:
+        if not exchange.begun:
+            await exchange.skip_rest()
+            return response
+        exchange.stop_helpers()  # nobody may tell progress after this
+        if response.media_type == EVENT_STREAM:
             await exchange.write(bytes(response.body).decode())
-            return None
-        if exchange.begun:
+        else:
             await exchange.tell(json.loads(bytes(response.body)), self._failure_name)
-            return None
-        await exchange.skip_rest()
-        return response
+        return None

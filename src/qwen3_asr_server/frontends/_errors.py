@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 _OPENAI: Final = ("/v1/", "/compatible-mode/v1/")
 """What the paths of OpenAI's doors begin with, and those of the vendor's in their form."""
 
+REQUEST_ID: Final = "x-request-id"
+"""Header of every answer by which its client may be asked for it."""
+
 Codes = Mapping[type[AsrServerError], tuple[int, str]]
 """HTTP status and code for classes of errors; a class that is not listed has those of its nearest listed base."""
 
@@ -166,7 +169,7 @@ def _answer(path: str, failure: _Failure) -> JSONResponse:
 def _ours(failure: _Failure) -> JSONResponse:
     message = located(failure.message, failure.param)
     body = {"code": failure.code, "message": message, "request_id": failure.request_id}
-    return JSONResponse(body, status_code=failure.status, headers=failure.headers)
+    return JSONResponse(body, status_code=failure.status, headers=_headers(failure))
 
 
 def _openai(failure: _Failure) -> JSONResponse:
@@ -176,5 +179,8 @@ def _openai(failure: _Failure) -> JSONResponse:
         "param": failure.param,
         "code": _OPENAI_CODES.get(failure.code),
     }
-    headers = {**failure.headers, "x-request-id": failure.request_id}
-    return JSONResponse({"error": error}, status_code=failure.status, headers=headers)
+    return JSONResponse({"error": error}, status_code=failure.status, headers=_headers(failure))
+
+
+def _headers(failure: _Failure) -> dict[str, str]:
+    return {**failure.headers, REQUEST_ID: failure.request_id}

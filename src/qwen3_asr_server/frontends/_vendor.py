@@ -15,11 +15,10 @@ from fastapi.responses import JSONResponse, Response
 
 from qwen3_asr_server.errors import AsrServerError, MediaError, SourceRefused, SourceUnreachable, TooLarge, TooLong
 from qwen3_asr_server.frontends._answer import EVENT_STREAM
-from qwen3_asr_server.frontends._errors import Codes, error_response
+from qwen3_asr_server.frontends._errors import REQUEST_ID, Codes, error_response
 from qwen3_asr_server.frontends._recordings import VENDOR_MODEL, model_named
 from qwen3_asr_server.runtime.services import Services
 
-REQUEST_ID: Final = "x-request-id"
 CODES: Final[Codes] = {
     MediaError: (400, "InvalidParameter.DataInspection"),
     SourceRefused: (400, "InvalidURL"),
@@ -43,10 +42,7 @@ def vendor_error(error: AsrServerError, request_id: str = "", codes: Codes = COD
         request_id: of the request that it ends; a new one if it is empty.
         codes: status and code of classes for which the door has others than the usual ones.
     """
-    request_id = request_id or new_request_id()
-    response = error_response(error, codes, request_id)
-    response.headers[REQUEST_ID] = request_id
-    return response
+    return error_response(error, codes, request_id)
 
 
 def vendor_answer(body: dict[str, Any], request_id: str) -> JSONResponse:

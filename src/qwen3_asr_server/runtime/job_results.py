@@ -62,7 +62,8 @@ class ResultFolder:
                 os.fsync(file.fileno())
             part.rename(whole)
         except OSError:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise
         return name
 

@@ -96,6 +96,34 @@ async def test_who_waits_for_a_server_that_ends_is_told_in_the_form_of_the_door(
     assert told or json.loads(sent[1]["body"])["code"] == "Throttling"
 
 
+async def test_nothing_is_told_after_a_failure() -> None:
+    async def work(exchange: Exchange) -> None:
+        async def progress() -> None:
+            while True:
+                await exchange.tell({"done": 1}, "progress")
+                await asyncio.sleep(0)
+
+        exchange.beside(progress())
+        await asyncio.sleep(0)
+        raise TooLarge("Too much.")
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    answer = Answer(work, error_response, failure_name="error", send_timeout_s=5)
+    async with asyncio.timeout(10):
+        await answer({"type": "http", "method": "POST", "headers": []}, receive, send)
+    *_, failure, end = [message.get("body", b"") for message in sent]
+    assert (failure.partition(b"\n")[0], end) == (b"event: error", b"")
+
+
 class Held:
     """Stands for a long data URL."""
 
