@@ -140,12 +140,17 @@ async def test_the_whole_file_is_never_in_memory(
     grown = resident_bytes(os.getpid()) - before
     assert samples == minutes * 60 * SAMPLE_RATE
     assert grown < 16e6
-    assert most_child < 150e6
+    assert 10e6 < most_child < 150e6
     record_property("figure", f"decoding {minutes} min: server +{grown / 1e6:.0f} MB, child {most_child / 1e6:.0f} MB")
 
 
 def resident_bytes(pid: int) -> int:
-    return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return what a process holds in memory; nothing, once it is gone."""
+    try:
+        statm = (PROC / str(pid) / "statm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_an_unread_file_is_not_read_ahead(tmp_path: Path) -> None:
