@@ -102,7 +102,7 @@ def test_a_file_of_silence_has_no_sentence(files: Path) -> None:
     began = time.monotonic()
     result = call(files / "silence")
     assert (result.status_code, result.get_sentence(), result.usage) == (200, None, None)
-    assert time.monotonic() - began < 10, "the SDK itself gives up after 23 s"
+    assert time.monotonic() - began < 2
 
 
 @pytest.fixture(scope="module")

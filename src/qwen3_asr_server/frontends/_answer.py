@@ -36,26 +36,42 @@ _EVENT_HEADERS: Final = (
 )
 
 
+class Sending:
+    """The way to a client, which knows whether an answer has begun on it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        self.begun = True
+        await self._send(message)
+
+
 class Exchange:
     """One request and the way back.
 
     Args:
         headers: of the request.
         group: owns what runs beside the work.
-        send: to the client.
+        sending: to the client.
         send_timeout_s: longest wait for a client to take an event, in seconds.
     """
 
-    def __init__(self, headers: Headers, group: asyncio.TaskGroup, send: Send, send_timeout_s: float) -> None:
+    def __init__(self, headers: Headers, group: asyncio.TaskGroup, sending: Sending, send_timeout_s: float) -> None:
         self.headers = headers
         self._group = group
-        self._send = send
+        self._send = sending
         self._send_timeout_s = send_timeout_s
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(_BODY_CHUNKS)
         self._body_over = False
         self._helpers: list[asyncio.Task[None]] = []
-        self.begun = False
+
+    @property
+    def begun(self) -> bool:
         """Whether an event was sent: it is too late for a status."""
+        return self._send.begun
 
     @property
     def announced_bytes(self) -> int:
@@ -132,7 +148,6 @@ class Exchange:
         try:
             async with asyncio.timeout(self._send_timeout_s):
                 if not self.begun:
-                    self.begun = True
                     await self._send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_HEADERS)})
                 await self._send({"type": "http.response.body", "body": event.encode(), "more_body": True})
         except TimeoutError:
@@ -147,19 +162,6 @@ def event_of(data: object, name: str | None = None) -> str:
     """Return an event as it stands on the wire."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-class _Sending:
-    """The way to a client, which knows whether an answer has begun on it."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.begun = False
-
-    async def __call__(self, message: Message) -> None:
-        """Send a message."""
-        self.begun = True
-        await self._send(message)
 
 
 Work = Callable[[Exchange], Awaitable[Response | None]]
@@ -193,16 +195,16 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Do the work and answer, unless the client leaves before, or the server waits no longer for its end."""
-        sent = _Sending(send)
+        sending = Sending(send)
         try:
-            await self._work_and_answer(scope, receive, sent)
+            await self._work_and_answer(scope, receive, sending)
         except asyncio.CancelledError:
-            if sent.begun:
+            if sending.begun:
                 raise
             # The cancellation ends here: whoever sent it wants the request over, and that it is.
             await self._failure(ShuttingDown("The server is shutting down."))(scope, receive, send)
 
-    async def _work_and_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _work_and_answer(self, scope: Scope, receive: Receive, send: Sending) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 exchange = Exchange(Headers(scope=scope), group, send, self._send_timeout_s)
